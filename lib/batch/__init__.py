@@ -1,0 +1,1 @@
+"""Plan, cache, execute and report: the runner that re-executes chapters with papermill."""

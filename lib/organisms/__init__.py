@@ -1,0 +1,1 @@
+"""Model organisms: recipes and the one trainer that runs them."""

@@ -1,0 +1,1 @@
+"""Worlds: generators of data whose truth is known."""
