@@ -1,0 +1,25 @@
+"""Every chapter has the book's anatomy, runs at its `smoke` preset, and records the claims its paper's file lists."""
+
+import pytest
+
+from lib import chapters, claims, papers
+
+pytestmark = [pytest.mark.chapter, pytest.mark.xdist_group("chapters")]
+SLUGS = chapters.slugs()
+
+
+def test_the_written_papers_are_the_chapters():
+    assert sorted(SLUGS) == sorted(paper.slug for paper in papers.all_papers() if paper.status == "written")
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_chapter_has_the_anatomy(slug):
+    assert chapters.check(slug) == []
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_chapter_runs_at_smoke_and_decides_every_claim(slug, smoke_run):
+    result = next(result for result in smoke_run.results if result.slug == slug)
+    assert result.status in {"passed", "cached"}, result.error
+    recorded = [record.id for record in claims.collect(result.notebook)]
+    assert sorted(recorded) == sorted(claim.id for claim in papers.read(slug).claims)
