@@ -206,7 +206,7 @@ def _record(
     return record
 
 
-# Needs no style sheet, suits light and dark pages; a site may set the colours --wp-holds, --wp-control, ...
+# Needs no style sheet, suits light and dark pages; a site may set the colours --wp-holds, --wp-fails, ...
 # Below the numbers a strip: the claimed side is shaded, this run's interval lies above the control's.
 _ROW = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <div class="wp-claim" id="claim-{{ record.id | replace('.', '-') }}"
@@ -242,7 +242,8 @@ _ROW = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_s
   </div>
   {% endif %}
   <div style="font-size: .9em; margin-top: .5em">
-    {{- record.reason[:1] | upper }}{{ record.reason[1:].rstrip('.') }}. {{ record.note -}}
+    {{- record.reason[:1] | upper }}{{ record.reason[1:].rstrip('.') }}. {{ record.note }}
+    {%- if dots %} <span style="white-space: nowrap">(Shaded: the claimed side.)</span>{% endif -%}
   </div>
 </div>""")
 
@@ -252,7 +253,7 @@ def _html(record: ClaimRecord) -> str:
     colour = f"var(--{css}, {colour})"
     dots, side = [], ""
     if record.rule and record.estimate:
-        shown = [(record.estimate, colour), (record.control, "var(--wp-control, #808080)")]
+        shown = [(record.estimate, "currentColor"), (record.control, "#808080")]
         ends = [x for e, _ in shown if e for x in (e.low, e.value, e.high)] + [record.rule.null]
         left, span = min(ends), (max(ends) - min(ends)) or 1.0
 

@@ -66,7 +66,6 @@ def bootstrap(
     if x.ndim == 0 or (bad := _count_not_finite(x)):
         problem = "a single number" if x.ndim == 0 else f"{bad} of {x.size} not finite"
         raise ValueError(f"x must hold finite numbers, one row for each example (got {problem})")
-    value = float(statistic(x))
     units, over_units = _units(x, statistic, clusters)
     n = len(units)
     if n < 2:
@@ -91,7 +90,7 @@ def bootstrap(
     if not (math.isfinite(low) and math.isfinite(high)):  # BCa is undefined where resamples hardly differ
         tail = (1 - confidence) / 2
         low, high = np.quantile(result.bootstrap_distribution, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), n, confidence)
+    return Estimate(float(statistic(x)), float(low), float(high), n, confidence)
 
 
 def _count_not_finite(x: np.ndarray) -> int:
