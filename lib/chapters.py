@@ -30,7 +30,7 @@ import sys
 
 if "google.colab" in sys.modules and importlib.util.find_spec("lib") is None:
     if not REPOSITORY:
-        raise RuntimeError("this copy does not know its repository: use the Colab button of the chapter's page")
+        raise RuntimeError("open the chapter with the Colab button of its page: this copy has no repository")
     if not os.path.isdir("/content/worked-papers"):
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "/content/worked-papers"], check=True)
     os.chdir("/content/worked-papers")
@@ -75,7 +75,7 @@ class Parameter:
     """The comment behind it."""
 
     def convert(self, value: Any) -> Any:
-        """`value` in this parameter's type; text is read as on a command line (`3`, `1e-3`, `true`, `[1, 2]`).
+        """`value` in this parameter's type; text is read as on a command line (`1e-3`, `true`, `[1, 2]`).
 
         Raises:
             ValueError: the value does not have the type.
@@ -142,7 +142,7 @@ def parameters(slug: str, root: Path = ROOT) -> dict[str, Parameter]:
 
     Raises:
         LookupError: no such chapter.
-        ValueError: the notebook has no `parameters` cell, several, or one that does more than assign literals.
+        ValueError: the notebook has no `parameters` cell, or several, or one with more than literals.
     """
     where = f"notebooks/{slug}.ipynb"
     cells = code_cells(read(slug, root), "parameters")
@@ -157,13 +157,12 @@ def parameters(slug: str, root: Path = ROOT) -> dict[str, Parameter]:
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     found = {}
     for node in statements:
-        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         try:
-            assert (
-                isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and node.value
-            )
-            default = ast.literal_eval(node.value)
-        except (AssertionError, ValueError):
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name):
+                raise ValueError
+            default = ast.literal_eval(node.value or ast.Name(""))
+        except ValueError:
             line = ast.get_source_segment(source, node)
             raise ValueError(
                 f"{where}: the parameters cell may only assign literals to names, not: {line}"
@@ -232,8 +231,8 @@ def check(slug: str, root: Path = ROOT) -> list[str]:
     if not code_cells(notebook, "method"):
         problems.append("no cell is tagged 'method'")
     for i, cell in enumerate(notebook.cells, 1):
-        for tag in set(cell.metadata.get("tags", [])) - TAGS:
-            problems.append(f"cell {i}: unknown tag {tag!r}; {did_you_mean(tag, TAGS)}")
+        unknown = sorted(set(cell.metadata.get("tags", [])) - TAGS)
+        problems += [f"cell {i}: unknown tag {tag!r}; {did_you_mean(tag, TAGS)}" for tag in unknown]
         if cell.cell_type == "code" and (cell.outputs or cell.execution_count is not None):
             problems.append(f"cell {i}: outputs are not stripped")
         if "method" in cell.metadata.get("tags", []):
