@@ -154,22 +154,23 @@ def _parse(path: Path) -> Paper:
     return paper
 
 
-def slugs() -> list[str]:
+def slugs(folder: Path | None = None) -> list[str]:
     """Names of all papers, written and planned, in alphabetical order."""
-    return sorted(path.stem for path in FOLDER.glob("*.yml"))
+    return sorted(path.stem for path in (folder or FOLDER).glob("*.yml"))
 
 
-def read(slug: str) -> Paper:
-    """The facts of one paper.
+def read(slug: str, folder: Path | None = None) -> Paper:
+    """The facts of one paper, from `data/papers` or another folder.
 
     Raises:
         LookupError: no such paper.
         ValueError: the file breaks the schema; names the file, the field and the reason.
     """
-    if slug not in (known := slugs()):
+    folder = folder or FOLDER
+    if slug not in (known := slugs(folder)):
         close = get_close_matches(slug, known) or known
-        raise LookupError(f"no paper {slug!r} in {FOLDER}; did you mean: {', '.join(close)}?")
-    return _parse(FOLDER / f"{slug}.yml")
+        raise LookupError(f"no paper {slug!r} in {folder}; did you mean: {', '.join(close)}?")
+    return _parse(folder / f"{slug}.yml")
 
 
 def all_papers() -> list[Paper]:
