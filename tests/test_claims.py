@@ -1,0 +1,237 @@
+"""Verdicts follow the rule, and a record survives its way through a notebook."""
+
+import json
+from html.parser import HTMLParser
+
+import nbclient
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import claims, papers
+from lib.claims import CLAIM_MIME, claim, collect, decide, not_testable
+from lib.papers import Rule
+from lib.stats import Estimate
+
+PAPER = """
+slug: some-paper
+title: T
+short: T
+authors: [A]
+year: 2024
+venue: arXiv preprint
+bibtex: a2024t
+area: steering
+status: planned
+basis: The full text.
+asks: Does it work?
+finds: It does.
+organisms: []
+models: []
+presets: {}
+claims:
+  - {id: some-paper.1, text: "Fewer <script>alert('λ')</script> & more", paper: "10 % -> 50 %",
+     statistic: difference, unit: points, control: "a <random> direction",
+     rule: {direction: greater, size: 20, null: 5}}
+  - {id: some-paper.2, text: It costs little, statistic: cost, control: none,
+     rule: {direction: less, size: 1, null: 1}}
+  - {id: some-paper.3, text: It scales., testable: false, reason: Needs a cluster.}
+  - {id: some-paper.4, text: Undecided, statistic: cost, control: none}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(papers, "FOLDER", tmp_path)
+    (tmp_path / "some-paper.yml").write_text(PAPER, encoding="utf-8")
+    return tmp_path
+
+
+GREATER = Rule(direction="greater", size=20, null=5)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "control", "verdict", "reason"),
+    [
+        ((25, 15, 35), None, "holds", "above 5, and the value reaches 20"),
+        ((20, 15, 35), None, "holds", "reaches 20"),
+        ((25, 15, 35), (0, -9, 9), "holds", "reaches 20"),
+        ((25, 15, 35), (-9, -12, -7), "holds", "reaches 20"),
+        ((12, 8, 16), None, "holds in direction", "above 5, but the value falls short of 20"),
+        ((25, 4, 46), None, "does not hold", "not wholly above 5"),
+        ((25, 5, 46), None, "does not hold", "not wholly above 5"),
+        ((-25, -30, -20), None, "does not hold", "not wholly above 5"),
+        ((25, 15, 35), (7, 6, 8), "does not hold", "above 5, but so is the control's"),
+        ((25, 25, 25), None, "holds", "no width"),
+    ],
+)
+def test_the_rule_decides_the_verdict(estimate, control, verdict, reason):
+    found = decide(GREATER, Estimate(*estimate, n=9), control and Estimate(*control, n=9))
+    assert found[0] == verdict
+    assert reason in found[1]
+
+
+def test_a_cost_of_at_most_m_holds_only_if_the_whole_interval_stays_below_m():
+    rule = Rule(direction="less", size=1, null=1)
+    assert decide(rule, Estimate(0.3, -0.2, 0.9, 9)) == ("holds", "the whole interval is below 1")
+    assert decide(rule, Estimate(0.3, -0.2, 1.1, 9))[0] == "does not hold"
+    assert decide(rule, Estimate(0.3, -0.2, 0.9, 9), Estimate(4, 3, 5, 9))[0] == "holds"
+
+
+numbers = st.floats(-50, 50)
+triples = st.tuples(numbers, numbers, numbers).map(sorted)
+
+
+@given(triples, st.none() | triples)
+def test_mirroring_the_numbers_and_the_direction_keeps_the_verdict(triple, control):
+    def estimate(t, sign):
+        low, value, high = sorted(sign * x for x in t)
+        return Estimate(value, low, high, 9)
+
+    mirrored = Rule(direction="less", size=-20, null=-5)
+    verdicts = {
+        decide(rule, estimate(triple, sign), control and estimate(control, sign))[0]
+        for rule, sign in ((GREATER, 1), (mirrored, -1))
+    }
+    assert len(verdicts) == 1
+
+
+def test_outside_a_notebook_the_row_is_printed(capsys):
+    record = claim("some-paper.1", Estimate(25, 15, 35, 9), control=Estimate(0, -2, 2, 9), note="Seeds 0-8.")
+    printed = capsys.readouterr().out
+    assert record.verdict == "holds"
+    for part in ["✓ holds", "some-paper.1", "10 % -> 50 %", "25 [15, 35] points", "95% interval, n = 9"]:
+        assert part in printed
+    for part in ["0.0 [-2.0, 2.0] points", "a <random> direction", "the value reaches 20", "Seeds 0-8."]:
+        assert part in printed
+
+
+def test_what_cannot_be_tested_takes_its_reason_from_the_call_or_from_the_papers_facts(capsys):
+    assert not_testable("some-paper.3").reason == "Needs a cluster."
+    assert not_testable("some-paper.1", "The model is too small.").reason == "The model is too small."
+    assert not_testable("some-paper.1", "x").verdict == "not testable here"
+    with pytest.raises(ValueError, match=r"some-paper\.1: say why"):
+        not_testable("some-paper.1")
+
+
+GOOD = Estimate(25, 15, 35, 9)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("id", "estimate", "control", "error", "message"),
+    [
+        ("some-paper.11", GOOD, None, LookupError, r"no claim 'some-paper.11'.* did you mean: some-paper\.1"),
+        ("some-papr.1", GOOD, None, LookupError, "no paper 'some-papr'.*did you mean: some-paper"),
+        ("nonsense", GOOD, None, LookupError, "no paper 'nonsense'"),
+        ("some-paper.1", 25.0, None, TypeError, r"the estimate must be an Estimate .* got 25\.0"),
+        ("some-paper.1", GOOD, 0.0, TypeError, r"the control must be an Estimate .* got 0\.0"),
+        ("some-paper.1", None, None, TypeError, "the estimate must be an Estimate"),
+        ("some-paper.1", Estimate(NAN, NAN, NAN, 0), None, ValueError, r"the estimate is nan \[nan, nan\]"),
+        ("some-paper.1", GOOD, Estimate(1, 0, float("inf"), 9), ValueError, "the control is .*inf"),
+        ("some-paper.1", Estimate(1, 2, 0, 9), None, ValueError, "low <= high"),
+        ("some-paper.4", GOOD, None, ValueError, r"some-paper\.4 has no rule"),
+        ("some-paper.3", GOOD, None, ValueError, "call not_testable"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_was_given_and_what_to_do(
+    id, estimate, control, error, message, capsys
+):
+    with pytest.raises(error, match=message):
+        claim(id, estimate, control=control)
+    assert capsys.readouterr().out == ""
+
+
+class Tags(HTMLParser):
+    """Start tags, and whether every element is closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open, self.balanced = [], [], True
+        self.feed(html)
+        self.balanced &= not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.balanced &= bool(self.open) and self.open.pop() == tag
+
+
+def execute(folder, *cells):
+    """Run the cells in a kernel whose papers are those of the test; returns the saved notebook's path."""
+    header = f"import pathlib; from lib import papers; papers.FOLDER = pathlib.Path({str(folder)!r})"
+    header += "; from lib import Estimate, claim, not_testable"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (header, *cells)])
+    nbclient.NotebookClient(book, timeout=120).execute()
+    nbformat.write(book, folder / "book.ipynb")
+    return folder / "book.ipynb"
+
+
+def test_a_record_travels_in_the_notebook_and_its_row_is_shown_once_and_escaped(folder, capsys):
+    path = execute(
+        folder,
+        "claim('some-paper.1', Estimate(25.0, 15.0, 35.0, 9), control=Estimate(0, -2, 2, 9), note='<i>')",
+        "r = not_testable('some-paper.3')\nclaim('some-paper.2', Estimate(0.5, 0.1, 0.7, 5))",
+    )
+    first, second, third = collect(path)
+    again = claim("some-paper.1", Estimate(25.0, 15.0, 35.0, 9), control=Estimate(0, -2, 2, 9), note="<i>")
+    assert first == again
+    assert (second.id, second.estimate, third.verdict) == ("some-paper.3", None, "holds")
+
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"][1:]
+    assert [len(cell["outputs"]) for cell in cells] == [1, 2]
+    output = cells[0]["outputs"][0]
+    assert output["output_type"] == "display_data"
+    assert set(output["data"]) == {"text/plain", "text/html", CLAIM_MIME}
+    html = "".join(output["data"]["text/html"])
+    parsed = Tags(html)
+    assert parsed.balanced
+    assert set(parsed.tags) == {"div", "span", "strong"}  # nothing of the claim's text became a tag
+    assert "Fewer &lt;script&gt;" in html
+    assert "&lt;i&gt;" in html
+    assert "&lt;random&gt;" in html
+    for part in ["wp-claim", "wp-verdict wp-holds", "10 % -&gt; 50 %", "25 [15, 35] points", "reaches 20"]:
+        assert part in html
+
+
+def test_a_claim_has_one_record_in_a_notebook(folder):
+    record = json.loads(json.dumps(claim("some-paper.2", Estimate(0.5, 0.1, 0.7, 5)).to_json()))
+    output = {"output_type": "display_data", "metadata": {}, "data": {CLAIM_MIME: record}}
+    cell = {"cell_type": "code", "source": [], "metadata": {}, "execution_count": 1, "outputs": [output]}
+    text = {"cell_type": "markdown", "source": [], "metadata": {}}
+    path = folder / "book.ipynb"
+    path.write_text(json.dumps({"cells": [text, cell]}))
+    assert [r.id for r in collect(path)] == ["some-paper.2"]
+    path.write_text(json.dumps({"cells": [cell, cell]}))
+    with pytest.raises(ValueError, match=r"records some-paper\.2 more than once"):
+        collect(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "is not a notebook"),
+        ("[]", "is not a notebook"),
+        ("{}", "is not a notebook"),
+        (json.dumps({"cells": [{"outputs": [{"data": {CLAIM_MIME: {"id": "x"}}}]}]}), "record is damaged"),
+    ],
+)
+def test_a_file_that_is_no_notebook_is_named(tmp_path, content, message):
+    (tmp_path / "book.ipynb").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        collect(tmp_path / "book.ipynb")
+    assert "book.ipynb" in str(caught.value)
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_white_on_every_badge_meets_the_contrast_that_wcag_asks_of_small_text():
+    for _, _, colour in claims.BADGES.values():
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
