@@ -18,7 +18,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 CONTROL = "#666666"
-"""Grey: what must show no effect, wherever it is drawn. (Much lighter, it looks like GREEN to deuteranopes.)"""
+"""Grey, for what must show no effect. (Much lighter, it would look like GREEN to deuteranopes.)"""
 
 WIDTH = 6.4
 """Inches; a page at phone width shows such a figure at about 60 %, and 11 pt stays readable."""
