@@ -2,10 +2,10 @@
 
 import pytest
 
-from lib import batch
-
 
 @pytest.fixture(scope="session")
-def smoke_run() -> batch.Report:
-    """Every chapter at its `smoke` preset, executed once a session (or served from the cache)."""
+def smoke_run():
+    """The report on every chapter at its `smoke` preset, executed once a session (or served from the cache)."""
+    from lib import batch
+
     return batch.run(preset="smoke", jobs=2)
