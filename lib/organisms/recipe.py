@@ -1,0 +1,75 @@
+"""What a recipe is: the few lines of data from which the one trainer makes an organism."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lib.models import Subject
+from lib.stats import Estimate
+
+Batch = dict[str, Tensor]
+
+
+def model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The loss that a Hugging Face model computes itself when it is given `labels`."""
+    return model(**batch).loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with its own data, loss, trainable parameters and learning rate."""
+
+    batch: Callable[[np.random.Generator, float], Batch]
+    """(rng, share of the stage that is done, 0 to 1) -> the model's inputs. Step and seed alone decide the
+    `rng`, so that a resumed run sees the data that an uninterrupted one would have seen."""
+    steps: int
+    lr: float
+    """Highest learning rate: reached after `warmup` steps, then a cosine down to 0."""
+    warmup: int = 60
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    trains: str = ""
+    """Regular expression: only parameters in whose names it is found are trained."""
+    loss: Callable[[PreTrainedModel, Batch], Tensor] = model_loss
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a measure has to reach before a chapter may be written on the organism."""
+
+    at_least: float = float("-inf")
+    at_most: float = float("inf")
+
+    def holds(self, estimate: Estimate) -> bool:
+        """Whether the value, not its whole interval, is within the bar."""
+        return self.at_least <= estimate.value <= self.at_most
+
+    def __str__(self) -> str:
+        """As in `>= 0.97`."""
+        bounds = ((">=", self.at_least), ("<=", self.at_most))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if np.isfinite(bound))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides an organism's weights, but for the seed."""
+
+    build: Callable[[], PreTrainedModel]
+    """The untrained model; called with torch's generator set to the seed."""
+    processors: Callable[[], list]
+    """Tokenizer, image processor: whatever `save_pretrained` has to put beside the weights."""
+    stages: tuple[Stage, ...]
+    evaluate: Callable[[Subject], dict[str, Estimate]]
+    """Measures by name, on held-out data."""
+    bars: Mapping[str, Bar]
+    """By the name of the measure; the other measures are recorded without a bar."""
+    card: str
+    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
+    seeds: int = 1
+    """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
+    half: bool = True
+    """Ship the weights in float16 (the bars are measured on what is shipped)."""
