@@ -1,0 +1,208 @@
+"""Read and change activations at named sites, in plain PyTorch hooks.
+
+    with capture(subject, "resid_post", layers=[0, 3]) as acts:
+        subject.model(**inputs)
+    acts[3]  # batch seq d_model
+
+    with edit(subject, "z", layer=2, fn=lambda z: z * keep_heads):
+        subject.model.generate(**inputs)
+
+The sites are those of `lib.sites.SITES`. Contexts nest, and act in the order in which they were opened: a
+capture that is opened inside an edit sees what the edit made. What a context changed in the model is undone
+when it is left, also by an exception.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lib.attention import tapped
+from lib.sites import Layout, Point
+
+if TYPE_CHECKING:
+    from lib.models import Subject
+
+Positions = int | slice | list[int] | Tensor
+
+
+class Activations(Mapping[int, Any]):
+    """What a `capture` has seen: layer -> activation, or with `reduce` layer -> state.
+
+    Attributes:
+        passes: layer -> one activation for each forward pass, as under `generate`; empty with `reduce`.
+    """
+
+    def __init__(self, site: str, layers: list[int], reduced: bool) -> None:
+        self.site = site
+        self.passes: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        self.states: dict[int, Any] | None = dict.fromkeys(layers) if reduced else None
+
+    def __getitem__(self, layer: int) -> Any:
+        if layer not in self.passes:
+            raise LookupError(
+                f"layer {layer} of {self.site!r} was not captured; captured: {list(self.passes)}"
+            )
+        if self.states is not None:
+            return self.states[layer]
+        passes = self.passes[layer]
+        if not passes:
+            raise LookupError(
+                f"no forward pass has reached layer {layer} of {self.site!r} inside this capture"
+            )
+        if len(passes) > 1:
+            raise LookupError(
+                f"layer {layer} of {self.site!r} was captured in {len(passes)} forward passes: they are in "
+                f"`.passes[{layer}]`; or give `reduce` to fold them into one"
+            )
+        return passes[0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+
+@contextmanager
+def capture(
+    subject: "Subject",
+    site: str,
+    *,
+    layers: int | Iterable[int] | None = None,
+    positions: Positions | None = None,
+    reduce: Callable[[Any, Tensor], Any] | None = None,
+    grad: bool = False,
+) -> Iterator[Activations]:
+    """Captures a site's activations in the forward passes that run inside the context.
+
+    Args:
+        subject: the model.
+        site: one of `lib.sites.SITES`, which has the shapes.
+        layers: which layers; None for all.
+        positions: index into the sequence (for scores and patterns, the query) axis; None for all.
+        reduce: `reduce(state, activation) -> state`, run inside the forward pass and starting from None. The
+            result then holds the last state, so that memory does not grow with the number of passes.
+        grad: keep activations in the autograd graph; they are detached otherwise.
+
+    Yields:
+        The activations by layer, filled by each forward pass.
+
+    Raises:
+        LookupError: the site is unknown, or this architecture does not have it.
+        IndexError: there is no such layer.
+    """
+    layout = subject.layout
+    chosen = layout.layers(site, layers)
+    acts = Activations(site, chosen, reduced=reduce is not None)
+    axis = 2 if site in ("scores", "pattern") else 1
+    index = None if positions is None else (slice(None),) * axis + (positions,)
+
+    def keeper(layer: int) -> Callable[[Tensor], Tensor]:
+        shared = site == "resid_mid"
+        states, seen = acts.states, acts.passes[layer]
+
+        def keep(activation: Tensor) -> Tensor:
+            kept = activation if grad else activation.detach()
+            if index is not None:
+                kept = kept[index]
+            if states is not None:
+                states[layer] = reduce(states[layer], kept)  # type: ignore[misc]
+            else:  # a copy where a view would keep the whole alive, or an edit may yet write into the tensor
+                seen.append(kept.clone() if shared or isinstance(positions, (int, slice)) else kept)
+            return activation
+
+        return keep
+
+    with ExitStack() as stack:
+        _attach(stack, layout, site, {layer: keeper(layer) for layer in chosen})
+        yield acts
+
+
+@contextmanager
+def edit(
+    subject: "Subject", site: str, *, layer: int | Iterable[int], fn: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Replaces a site's activation by `fn(activation)` in the forward passes that run inside the context.
+
+    Gradients flow through `fn`, which may also write into its argument: it is a copy.
+
+    Args:
+        subject: the model.
+        site: one of `lib.sites.SITES`, which has the shapes.
+        layer: one layer or several.
+        fn: gets the activation and returns one of the same shape and dtype.
+
+    Raises:
+        LookupError: the site is unknown, or this architecture does not have it.
+        IndexError: there is no such layer.
+        TypeError, ValueError: in the forward pass, if `fn` returns something else.
+    """
+
+    def changer(number: int) -> Callable[[Tensor], Tensor]:
+        def change(activation: Tensor) -> Tensor:
+            changed = fn(activation.clone())
+            where = f"the edit of {site!r} at layer {number}"
+            if not isinstance(changed, Tensor):
+                raise TypeError(f"{where} returned {type(changed).__name__}; it must return the activation")
+            for what in ("shape", "dtype", "device"):
+                got, expected = getattr(changed, what), getattr(activation, what)
+                if got != expected:
+                    got, expected = (tuple(x) if what == "shape" else x for x in (got, expected))
+                    raise ValueError(f"{where} returned {what} {got}; the activation has {expected}")
+            return changed
+
+        return change
+
+    layout = subject.layout
+    with ExitStack() as stack:
+        _attach(stack, layout, site, {number: changer(number) for number in layout.layers(site, layer)})
+        yield
+
+
+def _attach(
+    stack: ExitStack, layout: Layout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
+) -> None:
+    """Puts one function at a site of each layer, until the stack is closed."""
+    taps = {}
+    for layer, function in functions.items():
+        point = layout.point(site, layer)
+        if point is None:
+            taps[layout.attention(layer)] = function
+        else:
+            _hook(stack, point, function)
+    if taps:
+        stack.enter_context(tapped(layout.owner, site, taps))
+
+
+def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) -> None:
+    batch = 0
+
+    def apply(tensor: Tensor) -> Tensor:
+        activation = point.view(tensor)
+        if point.block is not None:
+            activation = activation.unflatten(0, (batch, -1))
+        changed = function(activation)
+        return tensor if changed is activation else point.write(tensor, changed)
+
+    def on_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (apply(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": apply(kwargs["hidden_states"])}
+
+    def on_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
+
+    def remember_batch(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal batch
+        batch = len(args[0] if args else kwargs["hidden_states"])
+
+    if point.block is not None:
+        handle = point.block.register_forward_pre_hook(remember_batch, with_kwargs=True)
+        stack.callback(handle.remove)
+    if point.side == "input":
+        handle = point.module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = point.module.register_forward_hook(on_output)
+    stack.callback(handle.remove)

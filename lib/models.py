@@ -1,0 +1,486 @@
+"""Models: `load` one by name, and ask it for its inputs and dimensions.
+
+subject = load("scenes-vlm")                        # an organism of this book
+subject = load("llava-hf/llava-1.5-7b-hf")          # a model of the Hugging Face hub
+inputs = subject.encode(["What is left of the red star?"], images=[image])
+subject.model.generate(**inputs)
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from jaxtyping import Bool
+from PIL.Image import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from lib import ROOT
+from lib.hooks import capture
+from lib.sites import Layout, discrepancies, modality, towers
+
+ORGANISMS = ROOT / "data" / "models"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+Text = str | list[dict[str, Any]]
+"""A prompt, or a conversation in the form that chat templates take."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What each position of a batch holds. Every position is in exactly one of the three."""
+
+    image: Bool[Tensor, "batch seq"]
+    text: Bool[Tensor, "batch seq"]
+    padding: Bool[Tensor, "batch seq"]
+
+
+class Subject:
+    """A model under study, with what turns texts and images into its inputs.
+
+    `load` makes one; `Subject(model)` makes one around a network that is in memory already. A model with two
+    towers (CLIP, SigLIP, vision-language models) is seen through its text tower; `subject.tower("vision")` is
+    the same model seen through the other one: dimensions, layers and sites are then that tower's.
+
+    Attributes:
+        model: the transformers model, to be called as ever.
+        processor: tokenizer, image processor or both.
+        tokenizer: the processor's tokenizer.
+        layout: where the tower's sites are.
+        tower_name: "text" or "vision".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tower: str | None = None,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            LookupError: the model's blocks fit no known architecture, or it has no such tower.
+        """
+        self.model = model
+        self.processor = processor or tokenizer
+        if isinstance(processor, PreTrainedTokenizerBase):
+            tokenizer = processor
+        self.tokenizer = tokenizer or getattr(processor, "tokenizer", None)
+        self._towers = towers(model)
+        self.tower_name = tower or ("text" if "text" in self._towers else "vision")
+        if self.tower_name not in self._towers:
+            raise LookupError(
+                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(self._towers)}"
+            )
+        self.layout: Layout = self._towers[self.tower_name]
+        if not self.layout.listed:
+            self._withhold_what_does_not_add_up()
+
+    def tower(self, name: Literal["text", "vision"]) -> "Subject":
+        """The same model, seen through its "text" or "vision" tower."""
+        return Subject(self.model, self.processor, tokenizer=self.tokenizer, tower=name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first weights are, and so where inputs must be."""
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.layout.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads in a block."""
+        return self.layout.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key and value heads in a block."""
+        return self.layout.n_kv_heads
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.layout.d_model
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head."""
+        return self.layout.d_head
+
+    @property
+    def image_token_ids(self) -> list[int]:
+        """Ids of the tokens that stand for image (or video) features in a vision-language model's input."""
+        ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+        return [i for i in ids if i is not None]
+
+    def encode(
+        self,
+        texts: Text | Sequence[Text] | None = None,
+        images: Image | Sequence[Image | Sequence[Image] | None] | None = None,
+        *,
+        chat: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Inputs for `model(**inputs)` and, if it generates, `model.generate(**inputs)`.
+
+        Models that generate get left-padded batches with the position ids that go with them; encoders, whose
+        positions count from the left, get right-padded ones.
+
+        Args:
+            texts: prompts or conversations; None for a model that sees images only.
+            images: for a vision-language model one entry a text: an image, several, or None. Else a list of
+                images.
+            chat: put the texts through the chat template as a user's message; None for: if there is one.
+
+        Raises:
+            ValueError: there is nothing that could encode this, or texts and images do not go together.
+        """
+        name = type(self.model).__name__
+        if self.processor is None:
+            raise ValueError(
+                f"{name} has no tokenizer or processor: give one to Subject, or build its inputs yourself"
+            )
+        if texts is None and images is None:
+            raise ValueError("encode() needs texts, images or both")
+        if texts is not None and self.tokenizer is None:
+            raise ValueError(f"{name} reads images only: encode(images=...)")
+        if images is not None and self.processor is self.tokenizer:
+            raise ValueError(f"{name} reads texts only, images were given")
+
+        one = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
+        batch: list[Text] | None = [texts] if one else texts and list(texts)  # type: ignore[assignment, list-item]
+        if images is not None and (one or isinstance(images, Image)):
+            images = [images]  # type: ignore[list-item]
+        if batch is None:
+            return self._on_device(self.processor(images=list(images), return_tensors="pt"))  # type: ignore[arg-type]
+
+        arguments: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        if not self.model.can_generate():
+            if self.model.config.model_type == "siglip":
+                arguments["padding"] = "max_length"  # as it was trained
+            if images is not None:
+                arguments["images"] = list(images)
+            return self._on_device(self.processor(text=batch, **arguments))
+
+        pictures = self._pictures(len(batch), images)
+        templated = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+        if chat is None:
+            chat = bool(templated.chat_template)
+        arguments["padding_side"] = "left"
+        prompts = [
+            self._prompt(text, len(own), templated if chat else None)
+            for text, own in zip(batch, pictures, strict=True)
+        ]
+        if chat:
+            arguments["add_special_tokens"] = False  # the template has written them
+        if any(pictures):
+            arguments["images"] = [own for own in pictures if own]
+        encoded = dict(self.processor(text=prompts, **arguments))
+        if not self.image_token_ids and "position_ids" in inspect.signature(self.model.forward).parameters:
+            encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        return self._on_device(encoded)
+
+    def _pictures(self, n_texts: int, images: Any) -> list[list[Image]]:
+        """The images of each text, as lists."""
+        if images is None:
+            return [[] for _ in range(n_texts)]
+        if len(images) != n_texts:
+            raise ValueError(
+                f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
+            )
+        return [[] if own is None else [own] if isinstance(own, Image) else list(own) for own in images]
+
+    def _prompt(self, text: Text, n_images: int, templated: Any) -> str:
+        if templated is None:
+            if not isinstance(text, str):
+                raise ValueError("a conversation was given, but there is no chat template to write it with")
+            marker = getattr(self.processor, "image_token", "")
+            return text if marker and marker in text else marker * n_images + text
+        if isinstance(text, str):
+            content: Any = text
+            if templated is not self.tokenizer:
+                content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
+            text = [{"role": "user", "content": content}]
+        return templated.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def place(x: Tensor) -> Tensor:
+            return x.to(self.device, self.model.dtype if x.is_floating_point() else None)
+
+        return {name: place(x) for name, x in inputs.items()}
+
+    def spans(self, inputs: Mapping[str, Tensor]) -> Spans:
+        """Which positions of encoded inputs are image tokens, text and padding.
+
+        Padding is what the attention mask hides; image tokens are those that the model replaces by image
+        features, by its configuration. Tokens that merely frame an image are text.
+
+        Raises:
+            ValueError: the inputs have no `input_ids`.
+        """
+        if "input_ids" not in inputs:
+            raise ValueError(f"spans() needs 'input_ids'; the inputs have {', '.join(inputs)}")
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
+        image = (
+            torch.isin(ids, torch.tensor(self.image_token_ids, device=ids.device, dtype=ids.dtype)) & ~padding
+        )
+        return Spans(image, ~image & ~padding, padding)
+
+    @torch.no_grad()
+    def _withhold_what_does_not_add_up(self) -> None:
+        """For an architecture without a row of its own: sites that a small forward pass contradicts."""
+        owner, layout = self.layout.owner, self.layout
+        training = owner.training
+        owner.eval()
+        if modality(owner) == "text":
+            inputs = {"input_ids": torch.tensor([[1, 2, 3, 4]], device=owner.device)}
+        else:
+            size = getattr(owner.config, "image_size", 224)
+            shape = (
+                1,
+                getattr(owner.config, "num_channels", 3),
+                *([size, size] if isinstance(size, int) else size),
+            )
+            generator = torch.Generator().manual_seed(0)
+            inputs = {"pixel_values": torch.randn(shape, generator=generator).to(owner.device, owner.dtype)}
+        sites = ["resid_pre", "attn_out", "mlp_out", "resid_post"] + ["resid_mid"] * (
+            "resid_mid" not in layout.withheld
+        )
+        with ExitStack() as stack:
+            seen = {site: stack.enter_context(capture(self, site)) for site in sites}
+            owner(**inputs)
+        owner.train(training)
+        tolerance = 50 * torch.finfo(owner.dtype).eps
+        wrong = {
+            site
+            for layer in range(layout.n_layers)
+            for site, error in discrepancies(
+                {site: acts[layer].float() for site, acts in seen.items()}
+            ).items()
+            if error > tolerance
+        }
+        reason = (
+            "it has no row in lib.sites.FAMILIES, and by the nearest row its residual stream does not add up"
+        )
+        suspects = {"resid_mid": ["resid_mid", "attn_out"], "resid_post": ["resid_mid", "mlp_out"]}
+        withheld = {site: reason for one in wrong for site in suspects[one]}
+        self.layout = replace(layout, withheld=layout.withheld | withheld)
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    quantization: Literal["8bit", "4bit"] | None = None,
+) -> Subject:
+    """Loads a model: an organism of this book, a local folder, or a model of the Hugging Face hub.
+
+    `name` is taken for, in this order: an organism, if `data/models` has a folder of that name; a local folder,
+    if there is one or if it starts with `.`, `/` or `~`; a hub id.
+    Weights are read from safetensors only, and no code that comes with a model is ever run.
+
+    Args:
+        name: organism, folder or hub id.
+        dtype: "auto" is the checkpoint's own on a GPU, and float32 on a CPU.
+        device: "auto" is a GPU if there is one (all of them, for a model that needs it), else the CPU.
+        quantization: load the weights in 8 or 4 bits; needs a GPU and the package bitsandbytes.
+
+    Returns:
+        The model in evaluation mode, with its tokenizer or processor.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no weights.
+        ConnectionError: the hub cannot be reached, and the model is not in the local cache.
+        PermissionError: the hub wants an accepted licence or a login for this model.
+        LookupError: the hub has no such model; or its architecture is unknown.
+        ValueError: the weights are damaged, incomplete, or a pickle.
+    """
+    folder = _folder(name)
+    config = _config(folder)
+    _check_files(folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": device}
+    if quantization:
+        arguments["quantization_config"] = _quantization(quantization)
+    model, report = _model_class(config).from_pretrained(
+        folder,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"{folder}: the weights lack {len(missing)} tensors that {type(model).__name__} needs: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    return Subject(model.eval(), _processor(folder))
+
+
+def _folder(name: str | Path) -> Path:
+    """The local folder of a model; fetched from the hub where needed."""
+    text = str(name)
+    organisms = sorted(folder.name for folder in ORGANISMS.glob("*") if folder.is_dir())
+    if text in organisms:
+        return ORGANISMS / text
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise FileNotFoundError(f"no folder {path} (a model is an organism, an existing folder, or a hub id)")
+    close = difflib.get_close_matches(text, organisms, n=3)
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"the organisms are {', '.join(organisms) or 'none yet'}"
+    )
+    try:
+        return Path(
+            snapshot_download(
+                text,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+                ignore_patterns=["*/*", "consolidated*"],
+                etag_timeout=10,
+            )
+        )
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{text!r} is gated: accept its licence at https://huggingface.co/{text}, then run `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise LookupError(
+            f"no model {text!r}: it is no organism ({hint}), no local folder, and the hub has no such model"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ConnectionError(
+            f"{text!r} is no organism ({hint}) and no local folder, and the hub could not be asked for it "
+            f"({str(error).splitlines()[0]}); nor is it in the local cache"
+        ) from error
+
+
+def _config(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; it has {_listing(folder)}")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        try:
+            kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        except ValueError:
+            raise ValueError(f"{folder / 'config.json'} is no valid JSON") from error
+        raise LookupError(
+            f"{folder}: transformers {transformers.__version__} knows no `model_type` {kind!r}, which its "
+            "config.json asks for; code that comes with a model is not run"
+        ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Checks that the weights are there, whole, and those that were published with the folder."""
+    weights = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(shards - {path.name for path in weights}):
+            raise FileNotFoundError(
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {missing[0]}, ..."
+            )
+    elif not weights:
+        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+        if pickles:
+            raise ValueError(
+                f"{folder} has pickled weights only ({', '.join(pickles)}); reading a pickle can run any code: "
+                "convert them to safetensors (`model.save_pretrained` in an environment you trust)"
+            )
+        raise FileNotFoundError(f"{folder} has no model.safetensors; it has {_listing(folder)}")
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or truncated ({error}): fetch it again") from error
+    checksums = folder / "sha256.json"
+    for file, expected in json.loads(checksums.read_text()).items() if checksums.is_file() else ():
+        path = folder / file
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} lacks {file}, which its sha256.json lists")
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                raise ValueError(
+                    f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
+                )
+
+
+def _listing(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+
+
+def _model_class(config: Any) -> Any:
+    """The class that the checkpoint was saved from, or else the one for what the architecture mostly does."""
+    for name in config.architectures or []:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for mapping, auto in [
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", transformers.AutoModelForImageTextToText),
+        ("MODEL_FOR_CAUSAL_LM_MAPPING", transformers.AutoModelForCausalLM),
+        ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", transformers.AutoModelForImageClassification),
+    ]:
+        if type(config) in getattr(transformers, mapping):
+            return auto
+    return transformers.AutoModel
+
+
+def _processor(folder: Path) -> Any:
+    """Whatever turns texts and images into inputs; None if the folder has nothing of the kind."""
+    files = {"tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"}
+    if not any((folder / file).is_file() for file in files):
+        return None
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = (
+        processor if isinstance(processor, PreTrainedTokenizerBase) else getattr(processor, "tokenizer", None)
+    )
+    if tokenizer is not None and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _quantization(bits: str) -> Any:
+    if bits not in ("8bit", "4bit"):
+        raise ValueError(f"quantization={bits!r}: it is None, '8bit' or '4bit'")
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise RuntimeError(
+            f"quantization={bits!r} needs a CUDA GPU and the package bitsandbytes (pip install bitsandbytes)"
+        )
+    if bits == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
