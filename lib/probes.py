@@ -1,0 +1,220 @@
+"""What a representation holds: linear probe, logit lens, similarity of two representations (linear CKA)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lib.stats import Estimate, bootstrap, wilson
+
+if TYPE_CHECKING:
+    from lib.models import Subject
+
+# What architectures call the norm after their last block, and what some of them multiply their logits by.
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
+_BLOCK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear readout; `features @ direction.T + bias` is its logit in the original feature space.
+
+    Attributes:
+        accuracy: on examples that the probe was not fitted on.
+        control: the same with shuffled labels, where only chance is left.
+        direction: shape (d,) for two classes, towards the second; (n_classes, d) for more. Not normalised.
+        bias: shape () or (n_classes,).
+        classes: the labels, in the order of the logits.
+    """
+
+    accuracy: Estimate
+    control: Estimate
+    direction: Float[np.ndarray, "*classes d"]
+    bias: Float[np.ndarray, "*classes"]
+    classes: np.ndarray
+
+
+def linear_probe(
+    features: Float[Tensor | np.ndarray, "n d"],
+    labels: Sequence[Any] | np.ndarray | Tensor,
+    *,
+    groups: Sequence[Any] | np.ndarray | Tensor | None = None,
+    test: Sequence[bool] | np.ndarray | Tensor | None = None,
+    n_folds: int = 5,
+    C: float = 1.0,
+    seed: int = 0,
+) -> Probe:
+    """Logistic regression on standardised features, judged on held-out groups (Alain & Bengio 2016).
+
+    Args:
+        features: one row for each example.
+        labels: shape (n,), two or more classes.
+        groups: shape (n,); examples of one group (one image, one wording) never stand on both sides of a
+            split, and the intervals are over groups. Without it each example stands for itself.
+        test: shape (n,), True where held out; the probe is fitted on the rest. Without it each example is
+            held out once, in one of `n_folds` folds, and the direction is fitted on all.
+        n_folds: number of folds.
+        C: inverse strength of the L2 penalty.
+        seed: of the folds and of the shuffled labels.
+
+    Raises:
+        ValueError: lengths differ, values are not finite, one class only, too few examples or groups for
+            the folds, or a group on both sides of `test`.
+    """
+    X, y = _array(features), _array(labels)
+    by = np.arange(len(y)) if groups is None else np.unique(_array(groups), return_inverse=True)[1]
+    everything = np.ones(len(y), dtype=bool)
+    held_out, fitted = (
+        (everything, everything) if test is None else (_array(test), ~_array(test).astype(bool))
+    )
+    _check(X, y, by, fitted, held_out)
+    fewest = min(len(set(by[y == label])) for label in np.unique(y))
+    if test is None and fewest < n_folds:
+        raise ValueError(
+            f"n_folds={n_folds}, but one class has only {fewest} examples or groups: use fewer folds"
+        )
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    folds = splitter(n_folds, shuffle=True, random_state=seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
+
+    def score(y: np.ndarray) -> Estimate:
+        if test is None:
+            predicted = cross_val_predict(model, X, y, groups=None if groups is None else by, cv=folds)
+        else:
+            predicted = model.fit(X[fitted], y[fitted]).predict(X[held_out])
+        correct = predicted == y[held_out]
+        if groups is None:
+            return wilson(int(correct.sum()), len(correct))
+        return bootstrap(correct, clusters=by[held_out])
+
+    accuracy, control = score(y), score(np.random.default_rng(seed).permutation(y))
+    scaler, regression = (step for _, step in model.fit(X[fitted], y[fitted]).steps)
+    direction = regression.coef_ / scaler.scale_
+    bias = regression.intercept_ - direction @ scaler.mean_
+    if len(regression.classes_) == 2:
+        direction, bias = direction[0], bias[0]
+    return Probe(accuracy, control, direction, np.asarray(bias), regression.classes_)
+
+
+def _array(x: Any) -> np.ndarray:
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = x.float() if x.dtype is torch.bfloat16 else x  # which NumPy does not have
+    return np.asarray(x)
+
+
+def _check(X: np.ndarray, y: np.ndarray, by: np.ndarray, fitted: np.ndarray, held_out: np.ndarray) -> None:
+    shapes = y.shape, by.shape, held_out.shape
+    if X.ndim != 2 or set(shapes) != {X.shape[:1]}:
+        raise ValueError(f"features {X.shape} must be (n, d); labels, groups and test (n,), not {shapes}")
+    if bad := int((~np.isfinite(X)).any(1).sum()):
+        raise ValueError(f"{bad} of {len(X)} rows of features are not finite")
+    if held_out.dtype != bool or not held_out.any():
+        raise ValueError("test must be True where an example is held out, and hold out at least one")
+    if len(set(y[fitted])) < 2:
+        raise ValueError(f"a probe is fitted on two classes or more; got {sorted(set(y[fitted].tolist()))}")
+    if not fitted.all() and (both := set(by[fitted]) & set(by[held_out])):
+        raise ValueError(f"{len(both)} groups are on both sides of `test`; hold out whole groups")
+
+
+def logit_lens(subject: "Subject", resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """Logits as if `resid` left the last block: final norm, unembedding, soft cap (nostalgebraist 2020).
+
+    Args:
+        subject: a causal language model, or a vision-language model, whose language model is then used.
+        resid: the residual stream at any layer, as captured at `resid_pre`, `resid_mid` or `resid_post`.
+
+    Raises:
+        LookupError: the model has no unembedding, or a final norm or scaling of the logits that is not known.
+        ValueError: the last axis is not d_model.
+    """
+    model, decoder = subject.model, subject.layout.owner
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if head is None:
+        raise LookupError(f"{type(model).__name__} has no unembedding: the logit lens needs a language model")
+    if resid.shape[-1] != subject.d_model:
+        raise ValueError(f"resid {tuple(resid.shape)} must end in d_model={subject.d_model}")
+    if scaled := [name for name in _LOGIT_SCALES if getattr(config, name, 1) != 1]:
+        raise LookupError(f"{type(model).__name__} scales its logits by {scaled[0]}, which is not known here")
+    norms = [getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)]
+    if not norms:
+        modules = ", ".join(name for name, _ in decoder.named_children())
+        raise LookupError(f"no final norm ({', '.join(_FINAL_NORMS)}) in {type(decoder).__name__}: {modules}")
+    final = resid.to(head.weight)
+    for module in (
+        norms[0],
+        getattr(decoder, "project_out", None),
+    ):  # an OPT can lack the one, have the other
+        final = final if module is None else module(final)
+    logits = head(final)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def cka(
+    x: Float[Tensor | np.ndarray, "n d_x"], y: Float[Tensor | np.ndarray, "n d_y"], *, debiased: bool = False
+) -> float:
+    """Linear centred kernel alignment of two representations of the same examples (Kornblith et al. 2019).
+
+    It is 1 if they are equal up to rotation, isotropic scale and shift. For unrelated ones the plain
+    estimate tends to 1 too where n is not far above d; the debiased one (unbiased HSIC, Song et al. 2012)
+    scatters about 0. Takes min(n d_x d_y, n^2 (d_x + d_y)) operations and a bounded amount of memory.
+
+    Args:
+        x: one row for each example; float64 is kept, everything else is computed in float32.
+        y: rows of the same examples.
+        debiased: use the unbiased estimate; needs 4 examples.
+
+    Raises:
+        ValueError: numbers of rows differ or are too small, or a representation does not vary.
+    """
+    x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    least = 4 if debiased else 2
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must be (n, d) with one n >= {least}")
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    x, y = (_centred(z.to(x.device, dtype), name) for z, name in ((x, "x"), (y, "y")))
+    hsic = _unbiased_hsic if debiased else _gram_product
+    xx, yy = hsic(x, x), hsic(y, y)
+    if min(xx, yy) <= 10 * torch.finfo(dtype).eps:
+        raise ValueError("all examples are equally far apart: the debiased similarity is undefined")
+    return hsic(x, y) / (xx * yy) ** 0.5
+
+
+def _centred(x: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
+    centred = x - x.mean(0)
+    if not centred.norm() > 10 * torch.finfo(x.dtype).eps * x.norm():
+        raise ValueError(f"{name} is the same for every example, or not finite: its similarity is undefined")
+    return centred / centred.norm()
+
+
+def _gram_product(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
+    """The inner product <xx', yy'> = |x'y|^2 in the cheaper of its two forms, a block at a time."""
+    n, d_x, d_y = len(x), x.shape[1], y.shape[1]
+    if d_x * d_y <= n * (d_x + d_y):
+        columns = x.split(max(1, _BLOCK_ELEMENTS // d_y), dim=1)
+        return sum(float((block.T @ y).square().sum()) for block in columns)
+    rows = max(1, _BLOCK_ELEMENTS // n)
+    return sum(
+        float(((a @ x.T) * (b @ y.T)).sum()) for a, b in zip(x.split(rows), y.split(rows), strict=True)
+    )
+
+
+def _unbiased_hsic(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
+    """n(n - 3) times the estimator of Song et al. (eq. 5), for centred x and y.
+
+    It is about Gram matrices whose diagonals (here a, b) are set to 0: the rows of the whole matrix sum to
+    0, so that those without the diagonal sum to -a.
+    """
+    n, a, b = len(x), x.double().square().sum(1), y.double().square().sum(1)
+    return _gram_product(x, y) + float(a.sum() * b.sum() / ((n - 1) * (n - 2)) - (1 + 2 / (n - 2)) * (a @ b))
