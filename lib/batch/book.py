@@ -1,0 +1,148 @@
+"""Build the website from executed chapters: run, stage, `jupyter-book build`, count what came out."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from lib import ROOT, chapters
+from lib.batch import run
+
+STAGE = ROOT / "_build" / "stage"
+
+
+def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> Path:
+    """Execute all chapters (what is unchanged comes from the cache) and build the site from them.
+
+    Args:
+        preset: the parameters that the chapters are run with.
+        out: folder for the site; replaced as a whole. Default: `_build/html`.
+        jobs: chapters executed at once.
+
+    Returns:
+        The path of the site's `index.html`.
+
+    Raises:
+        RuntimeError: the site could not be built without warnings, or a chapter failed. In the latter case
+            the site is there, and the chapter's page says what failed.
+    """
+    out = Path(out or ROOT / "_build" / "html").resolve()
+    clock = _Clock()
+    report = run(preset=preset, jobs=jobs)
+    clock.lap("executing the chapters")
+    failures = {r.slug: r.error or r.status for r in report.results if r.status not in ("passed", "cached")}
+    stage({r.slug: Path(r.notebook) for r in report.results if r.notebook}, failures)
+    index = render(STAGE, out)
+    clock.lap("building the site")
+    print(f"{index}\n{clock}")
+    if failures:
+        names = ", ".join(failures)
+        raise RuntimeError(f"the site is built, but these chapters failed, as their pages show: {names}")
+    return index
+
+
+def stage(
+    executed: Mapping[str, Path], failures: Mapping[str, str] | None = None, folder: Path = STAGE
+) -> Path:
+    """Lay out the book's source with executed notebooks in place of the plain ones.
+
+    Args:
+        executed: slug -> its executed notebook. A chapter without one is staged as it is.
+        failures: slug -> error of the chapters whose run failed.
+        folder: replaced as a whole.
+
+    Raises:
+        ValueError: a chapter is missing in `_toc.yml`, or has no setup cell to fill in.
+    """
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    listed = {name.removeprefix("notebooks/") for name in pages(yaml.safe_load(toc))}
+    if forgotten := [slug for slug in chapters.slugs() if slug not in listed]:
+        raise ValueError(f"_toc.yml does not list {', '.join(f'notebooks/{slug}' for slug in forgotten)}")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "notebooks").mkdir(parents=True)
+    shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    config["execute"]["execute_notebooks"] = "off"
+    (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / "_toc.yml").write_text(toc, encoding="utf-8")
+    for slug in chapters.slugs():
+        path = executed.get(slug)
+        notebook = nbformat.read(path, as_version=4) if path and path.exists() else chapters.read(slug)
+        _fill_in_repository(notebook, config["repository"]["url"], slug)
+        if slug in (failures or {}):
+            notebook.metadata.setdefault("worked_papers", {})["error"] = failures[slug]  # type: ignore[index]
+        nbformat.write(notebook, folder / "notebooks" / f"{slug}.ipynb")
+    return folder
+
+
+def render(source: Path, out: Path) -> Path:
+    """Run Jupyter Book on a staged book, warnings as errors, and put the site in the folder `out`.
+
+    Raises:
+        RuntimeError: a warning, an error, or a page that is missing afterwards.
+    """
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
+    command += ["--path-output", str(source), "-W", "--keep-going", "--all"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    (source / "build.log").write_text(log, encoding="utf-8")
+    html = source / "_build" / "html"
+    # Jupyter Book's exit status is not enough: it can be 0 although a page is missing.
+    toc = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))
+    expected = [f"{name}.html" for name in [*pages(toc), "index", "search", "404"]] + ["sitemap.xml"]
+    missing = [name for name in expected if not (html / name).is_file()]
+    if done.returncode or missing:
+        problems = [line for line in log.splitlines() if re.search(r"WARNING|ERROR|Error:|error:", line)]
+        problems += [f"missing: {name}" for name in missing]
+        raise RuntimeError(
+            "the site was not built without warnings:\n  "
+            + "\n  ".join(problems or log.splitlines()[-20:])
+            + f"\nthe whole log: {source / 'build.log'}"
+        )
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(html, partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return out / "index.html"
+
+
+def pages(toc: Mapping[str, Any]) -> list[str]:
+    """The pages that a `_toc.yml` lists, without their suffix."""
+    found = [toc[key] for key in ("root", "file") if key in toc]
+    for key in ("parts", "chapters", "sections"):
+        for entry in toc.get(key, []):
+            found += pages(entry)
+    return [re.sub(r"\.(md|ipynb)$", "", name) for name in found]
+
+
+def _fill_in_repository(notebook: nbformat.NotebookNode, url: str, slug: str) -> None:
+    for cell in chapters.code_cells(notebook, "setup"):
+        filled = cell.source.replace('REPOSITORY = ""', f'REPOSITORY = "{url}"', 1)
+        if filled != cell.source:
+            cell.source = filled
+            return
+    raise ValueError(f"notebooks/{slug}.ipynb has no setup cell with an empty REPOSITORY: run its checks")
+
+
+class _Clock:
+    """Names and lengths of the steps."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._laps: list[str] = []
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps.append(f"{name} {now - self._start:.0f} s")
+        self._start = now
+
+    def __str__(self) -> str:
+        return ", ".join(self._laps)
