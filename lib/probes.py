@@ -184,11 +184,13 @@ def cka(
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must be (n, d) with one n >= {least}")
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     x, y = (_centred(z.to(x.device, dtype), name) for z, name in ((x, "x"), (y, "y")))
-    hsic = _unbiased_hsic if debiased else _gram_product
-    xx, yy = hsic(x, x), hsic(y, y)
-    if min(xx, yy) <= 10 * torch.finfo(dtype).eps:
-        raise ValueError("all examples are equally far apart: the debiased similarity is undefined")
-    return hsic(x, y) / (xx * yy) ** 0.5
+    xx, xy, yy = _gram_products(x, y)
+    if debiased:
+        a, b = x.double().square().sum(1), y.double().square().sum(1)
+        xx, xy, yy = (_debias(*z) for z in ((xx, a, a), (xy, a, b), (yy, b, b)))
+        if min(xx, yy) <= 10 * torch.finfo(dtype).eps:
+            raise ValueError("all examples are equally far apart: the debiased similarity is undefined")
+    return xy / (xx * yy) ** 0.5
 
 
 def _centred(x: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
@@ -198,23 +200,30 @@ def _centred(x: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
     return centred / centred.norm()
 
 
-def _gram_product(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
-    """The inner product <xx', yy'> = |x'y|^2 in the cheaper of its two forms, a block at a time."""
-    n, d_x, d_y = len(x), x.shape[1], y.shape[1]
-    if d_x * d_y <= n * (d_x + d_y):
-        columns = x.split(max(1, _BLOCK_ELEMENTS // d_y), dim=1)
-        return sum(float((block.T @ y).square().sum()) for block in columns)
-    rows = max(1, _BLOCK_ELEMENTS // n)
-    return sum(
-        float(((a @ x.T) * (b @ y.T)).sum()) for a, b in zip(x.split(rows), y.split(rows), strict=True)
-    )
+def _gram_products(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> list[float]:
+    """Inner products of the Gram matrices K = xx' and L = yy': <K, K>, <K, L>, <L, L>; block by block.
 
-
-def _unbiased_hsic(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> float:
-    """n(n - 3) times the estimator of Song et al. (eq. 5), for centred x and y.
-
-    It is about Gram matrices whose diagonals (here a, b) are set to 0: the rows of the whole matrix sum to
-    0, so that those without the diagonal sum to -a.
+    <K, L> is |x'y|^2 as well, which is cheaper where features are few.
     """
-    n, a, b = len(x), x.double().square().sum(1), y.double().square().sum(1)
-    return _gram_product(x, y) + float(a.sum() * b.sum() / ((n - 1) * (n - 2)) - (1 + 2 / (n - 2)) * (a @ b))
+    n, d_x, d_y = len(x), x.shape[1], y.shape[1]
+    totals = torch.zeros(3, dtype=torch.float64, device=x.device)
+    if d_x**2 + d_x * d_y + d_y**2 <= n * (d_x + d_y):
+        for i, (a, b) in enumerate(((x, x), (x, y), (y, y))):
+            for columns in a.split(max(1, _BLOCK_ELEMENTS // b.shape[1]), dim=1):
+                totals[i] += (columns.T @ b).square().sum()
+    else:
+        rows = max(1, _BLOCK_ELEMENTS // n)
+        for a, b in zip(x.split(rows), y.split(rows), strict=True):
+            K, L = a @ x.T, b @ y.T
+            totals += torch.stack([K.square().sum(), (K * L).sum(), L.square().sum()])
+    return totals.tolist()
+
+
+def _debias(product: float, a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """n(n - 3) times Song et al.'s estimator (eq. 5), from <K, L> and the diagonals of centred K and L.
+
+    The estimator is about K and L with the diagonals set to 0. Rows of a centred K sum to 0, so without the
+    diagonal a they sum to -a.
+    """
+    n = len(a)
+    return product + float(a.sum() * b.sum() / ((n - 1) * (n - 2)) - (1 + 2 / (n - 2)) * (a @ b))
