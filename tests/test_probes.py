@@ -1,9 +1,10 @@
 """Probes against planted truth, the logit lens against the model itself, CKA against its definition."""
 
+import families
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.hooks import capture
 from lib.models import Subject
@@ -109,69 +110,71 @@ def test_what_cannot_be_probed_is_refused(arguments, message):
 
 # --- logit lens
 
-SIZES = {
+SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "intermediate_size": 48,
     "vocab_size": 60,
-    "max_position_embeddings": 32,
+    "pad_token_id": 0,
 }
-LLAMA = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-CONFIGS = {
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 60},
-    "llama": LLAMA,
-    "gemma2": LLAMA | {"final_logit_softcapping": 2.0},
-    "phi3": LLAMA,
-    "olmo2": LLAMA,
-    "granite": LLAMA,
-    "gpt_neox": SIZES,
-    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 60},
-    "opt": SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+SPECIAL = {
+    "opt": {
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False,
+    },  # a projection and no norm
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
+    "granite": {"logits_scaling": 1.0},
 }
 
 
-def tiny(family, **changes):
+def special(family, **changes):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(CONFIGS[family] | changes))
+    config = AutoConfig.for_model(family, **(SMALL | SPECIAL[family] | changes))
     model = AutoModelForCausalLM.from_config(config).eval()
-    for weight in model.parameters():  # far from the initial values, where norms and caps would hide
+    for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    return Subject(model)
+    return Subject(model), {"input_ids": torch.arange(1, 19).view(2, 9)}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [*(families.LANGUAGE | families.VISION_LANGUAGE), *(f"special {f}" for f in SPECIAL)]
+)
 @torch.no_grad()
-def test_the_lens_at_the_last_layer_gives_the_models_logits(family):
-    subject = tiny(family)
-    ids = torch.randint(1, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+def test_the_lens_at_the_last_layer_gives_the_models_logits(name):
+    if name.startswith("special"):
+        subject, inputs = special(name.split()[1])
+    else:
+        subject = families.subject(name)
+        inputs = families.inputs(subject)
     with capture(subject, "resid_post") as acts:
-        logits = subject.model(input_ids=ids).logits
-    torch.testing.assert_close(logit_lens(subject, acts[2]), logits)
-    torch.testing.assert_close(logit_lens(subject, acts[2][0, -1]), logits[0, -1])
+        logits = subject.model(**inputs).logits
+    last = subject.n_layers - 1
+    torch.testing.assert_close(logit_lens(subject, acts[last]), logits)
+    torch.testing.assert_close(logit_lens(subject, acts[last][0, -1]), logits[0, -1])
     assert not torch.allclose(logit_lens(subject, acts[0]), logits, atol=0.1)
-    if family == "gemma2":
+    if name == "special gemma2":
         assert logits.abs().max() > 1.5  # the cap bites
 
 
 def test_gradients_flow_through_the_lens():
     resid = torch.randn(2, 32, requires_grad=True)
-    logit_lens(tiny("llama"), resid)[:, 5].sum().backward()
+    logit_lens(special("gemma2")[0], resid)[:, 5].sum().backward()
     assert resid.grad.abs().min() > 0
 
 
 def test_a_model_without_a_lens_says_why():
-    sizes = {name: SIZES[name] for name in SIZES if name != "max_position_embeddings"}
-    with pytest.raises(LookupError, match="BertModel has no unembedding"):
-        logit_lens(Subject(BertModel(BertConfig(**sizes))), torch.zeros(1, 32))
-    with pytest.raises(ValueError, match=r"resid \(1, 33\) must end in d_model=32"):
-        logit_lens(tiny("llama"), torch.zeros(1, 33))
+    resid = torch.zeros(1, 32)
+    with pytest.raises(LookupError, match="ViTForImageClassification has no unembedding"):
+        logit_lens(families.subject("vit"), resid)
+    with pytest.raises(
+        LookupError, match=r"no final norm \(norm, ln_f, .* in BertModel: embeddings, encoder"
+    ):
+        logit_lens(families.subject("bert"), resid)
     with pytest.raises(LookupError, match="GraniteForCausalLM scales its logits by logits_scaling"):
-        logit_lens(tiny("granite", logits_scaling=8.0), torch.zeros(1, 32))
-    subject = tiny("llama")
-    del subject.layout.owner.norm
-    with pytest.raises(LookupError, match=r"no final norm \(norm, .* in LlamaModel: embed_tokens, layers"):
-        logit_lens(subject, torch.zeros(1, 32))
+        logit_lens(special("granite", logits_scaling=8.0)[0], resid)
+    with pytest.raises(ValueError, match=r"resid \(1, 33\) must end in d_model=32"):
+        logit_lens(special("granite")[0], torch.zeros(1, 33))
 
 
 # --- CKA
