@@ -14,6 +14,7 @@ import yaml
 
 from lib import ROOT, chapters
 from lib.batch import run
+from lib.batch.report import BAD, Result
 
 STAGE = ROOT / "_build" / "stage"
 
@@ -37,7 +38,7 @@ def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> P
     clock = _Clock()
     report = run(preset=preset, jobs=jobs)
     clock.lap("executing the chapters")
-    failures = {r.slug: r.error or r.status for r in report.results if r.status not in ("passed", "cached")}
+    failures = {r.slug: _last_line(r) for r in report.results if r.status in BAD}
     stage({r.slug: Path(r.notebook) for r in report.results if r.notebook}, failures)
     index = render(STAGE, out)
     clock.lap("building the site")
@@ -130,6 +131,11 @@ def _fill_in_repository(notebook: nbformat.NotebookNode, url: str, slug: str) ->
             cell.source = filled
             return
     raise ValueError(f"notebooks/{slug}.ipynb has no setup cell with an empty REPOSITORY: run its checks")
+
+
+def _last_line(result: Result) -> str:
+    lines = (result.error or "").strip().splitlines()
+    return f"{result.status} in {result.cell or 'the run'}" + (f": {lines[-1]}" if lines else "")
 
 
 class _Clock:

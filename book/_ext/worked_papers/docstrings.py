@@ -9,17 +9,16 @@ SECTIONS = re.compile(r"(Args|Attributes|Examples?|Raises|Returns|Yields|Notes?)
 
 
 def plain_to_rest(lines: list[str]) -> list[str]:
-    """Mark code as literal, escape what reStructuredText would read as markup, open indented blocks of code."""
+    """Mark code as literal, escape what would be read as markup, open indented blocks of code."""
     result: list[str] = []
     in_code, last = False, ""
     for line in lines:
         indented = line.startswith("    ")
         if in_code and line and not indented:
             in_code = False
-        elif indented and not in_code and result and not result[-1] and last and not last.startswith(" "):
-            if not SECTIONS.match(last):
-                in_code = True
-                result += [".. code-block:: python", ""]
+        elif indented and not in_code and not (result or ["x"])[-1] and re.match(r"\S", last):
+            in_code = not SECTIONS.match(last)
+            result += [".. code-block:: python", ""] * in_code
         result.append(line if in_code else _inline(line))
         last = line or last
     return result

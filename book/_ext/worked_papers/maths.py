@@ -70,7 +70,9 @@ def render(latex: str, *, display: bool = False) -> str:
         upright = ' mathvariant="normal"' if tag == "i" and len(text) == 1 else ""
         return f"<m{tag}{before}{upright}{after}>{text}</m{tag}>"
 
-    return _STYLED.sub(replace, mathml)
+    mathml = _STYLED.sub(replace, mathml)
+    # TeX sets a thin space between log and x, none between log and a bracket; KaTeX leaves it to the browser.
+    return re.sub(r"<mo>\u2061</mo>(?!<mo|<mrow><mo)", '<mo>\u2061</mo><mspace width="0.1667em"/>', mathml)
 
 
 def _render_node(self: HTML5Translator, node: nodes.Element, *, display: bool) -> str:

@@ -4,21 +4,22 @@ The facts come from `data/`, the results from the notebooks as they were execute
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 from lib import ROOT, claims, papers
 from worked_papers.templates import template
 
-logger = logging.getLogger(__name__)
 CHAPTERS = "notebooks/"
+MODELS = ROOT / "data" / "models"
 NO_RESULT = ("wp-untested", "?", "")
 
 
@@ -36,6 +37,31 @@ class MadeFromData(SphinxDirective):
         if self.name == "claims-table" and slug not in papers.slugs():
             raise self.error(f"claims-table: {slug!r} is no paper of data/papers")
         return [made_from_data("", kind=self.name, slug=slug)]
+
+
+class Organisms(MadeFromData):
+    """`{organisms}`: the table of all organisms, then the card of each one that is shipped."""
+
+    def run(self) -> list[nodes.Node]:
+        result = super().run()
+        for name in shipped_organisms():
+            card = (MODELS / name / "card.md").read_text(encoding="utf-8").partition("\n")[2]
+            lines = [f"**{line[3:]}**" if line.startswith("## ") else line for line in card.splitlines()]
+            section = nodes.section("", nodes.title("", name), ids=[name], names=[name])
+            self.state.nested_parse(StringList(lines, source=f"{name}/card.md"), 0, section)
+            result.append(section)
+        return result
+
+
+def shipped_organisms() -> dict[str, list[str]]:
+    """Name of each shipped organism -> names of its copies trained from other seeds."""
+    names = sorted(path.parent.name for path in MODELS.glob("*/metrics.json"))
+    seeds = {name: re.fullmatch(r"(.+)-seed\d+", name) for name in names}
+    return {
+        name: [other for other in names if (match := seeds[other]) and match[1] == name]
+        for name in names
+        if not seeds[name]
+    }
 
 
 def slug_of(docname: str) -> str:
@@ -97,7 +123,7 @@ def paper_card(app: Sphinx, docname: str) -> str:
         badges=claims.BADGES,
         colab=app.config.worked_papers_addresses["colab"] + source,
         download=uri(app, docname, f"_sources/{source}"),
-        organisms=[(name, (ROOT / "data" / "models" / name).is_dir()) for name in paper.organisms],
+        organisms=[(name, (MODELS / name).is_dir()) for name in paper.organisms],
         organisms_page=uri(app, docname, app.builder.get_target_uri("book/organisms")),
     )
 
@@ -130,23 +156,22 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
     for paper in papers.all_papers():
         for name in paper.organisms:
             users.setdefault(name, []).append(paper)
-    shipped = []
-    for folder in sorted(path.parent for path in (ROOT / "data" / "models").glob("*/metrics.json")):
-        shipped.append(
-            {
-                "name": folder.name,
-                "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
-                "metrics": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
-                "card": (folder / "card.md").read_text(encoding="utf-8"),
-                "size": sum(file.stat().st_size for file in folder.iterdir()),
-                "users": [
-                    (paper, app.builder.get_relative_uri(docname, CHAPTERS + paper.slug))
-                    if CHAPTERS + paper.slug in app.env.all_docs
-                    else (paper, None)
-                    for paper in users.pop(folder.name, [])
-                ],
-            }
-        )
+
+    def link(paper: papers.Paper) -> tuple[papers.Paper, str | None]:
+        chapter = CHAPTERS + paper.slug
+        return paper, app.builder.get_relative_uri(docname, chapter) if chapter in app.env.all_docs else None
+
+    shipped = [
+        {
+            "name": name,
+            "seeds": seeds,
+            "config": json.loads((MODELS / name / "config.json").read_text(encoding="utf-8")),
+            "metrics": json.loads((MODELS / name / "metrics.json").read_text(encoding="utf-8")),
+            "size": sum(file.stat().st_size for file in (MODELS / name).iterdir()),
+            "users": [link(paper) for paper in users.pop(name, [])],
+        }
+        for name, seeds in shipped_organisms().items()
+    ]
     return template("organisms.html").render(shipped=shipped, planned=sorted(users.items()))
 
 
@@ -173,6 +198,6 @@ def always_anew(app: Sphinx, env: Any, added: set, changed: set, removed: set) -
 def setup(app: Sphinx) -> None:
     app.add_node(made_from_data)
     for name in TABLES:
-        app.add_directive(name, MadeFromData)
+        app.add_directive(name, Organisms if name == "organisms" else MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)

@@ -32,7 +32,7 @@ document.querySelector('nav.contents [aria-current="page"]')?.scrollIntoView({ b
 
 // What scrolls inside itself can be reached by keyboard, but only where it does scroll.
 const markScrollers = () => {
-  for (const box of document.querySelectorAll(".scroll, pre, div.math")) {
+  for (const box of document.querySelectorAll(".scroll, pre, div.math, .tag_scroll-output .cell_output")) {
     if (box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
