@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -32,10 +33,11 @@ from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from lib import ROOT
 from lib.hooks import capture
-from lib.sites import Layout, discrepancies, modality, towers
+from lib.sites import Layout, contradicted, modality, towers
 
 ORGANISMS = ROOT / "data" / "models"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -64,8 +66,11 @@ class Subject:
         model: the transformers model, to be called as ever.
         processor: tokenizer, image processor or both.
         tokenizer: the processor's tokenizer.
-        layout: where the tower's sites are.
         tower_name: "text" or "vision".
+        layout: where the tower's sites are.
+        n_layers: number of the tower's blocks.
+        n_heads, n_kv_heads: number of heads in a block, for queries, and for keys and values.
+        d_model, d_head: width of the residual stream and of one head.
     """
 
     def __init__(
@@ -94,7 +99,10 @@ class Subject:
             )
         self.layout: Layout = self._towers[self.tower_name]
         if not self.layout.listed:
-            self._withhold_what_does_not_add_up()
+            self.layout = self._without_contradictions()
+        self.n_layers = len(self.layout.blocks)
+        self.n_heads, self.n_kv_heads = self.layout.n_heads, self.layout.n_kv_heads
+        self.d_model, self.d_head = self.layout.d_model, self.layout.d_head
 
     def tower(self, name: Literal["text", "vision"]) -> "Subject":
         """The same model, seen through its "text" or "vision" tower."""
@@ -104,31 +112,6 @@ class Subject:
     def device(self) -> torch.device:
         """Where the model's first weights are, and so where inputs must be."""
         return self.model.device
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return self.layout.n_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Number of query heads in a block."""
-        return self.layout.n_heads
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Number of key and value heads in a block."""
-        return self.layout.n_kv_heads
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.layout.d_model
-
-    @property
-    def d_head(self) -> int:
-        """Width of one head."""
-        return self.layout.d_head
 
     @property
     def image_token_ids(self) -> list[int]:
@@ -198,6 +181,7 @@ class Subject:
         if any(pictures):
             arguments["images"] = [own for own in pictures if own]
         encoded = dict(self.processor(text=prompts, **arguments))
+        encoded.pop("labels", None)  # PaliGemma's, for training
         if not self.image_token_ids and "position_ids" in inspect.signature(self.model.forward).parameters:
             encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
         return self._on_device(encoded)
@@ -251,11 +235,9 @@ class Subject:
         return Spans(image, ~image & ~padding, padding)
 
     @torch.no_grad()
-    def _withhold_what_does_not_add_up(self) -> None:
-        """For an architecture without a row of its own: sites that a small forward pass contradicts."""
-        owner, layout = self.layout.owner, self.layout
-        training = owner.training
-        owner.eval()
+    def _without_contradictions(self) -> Layout:
+        """For an architecture without a row of its own: withholds the sites that a small forward pass contradicts."""
+        layout, owner = self.layout, self.layout.owner
         if modality(owner) == "text":
             inputs = {"input_ids": torch.tensor([[1, 2, 3, 4]], device=owner.device)}
         else:
@@ -263,32 +245,22 @@ class Subject:
             shape = (
                 1,
                 getattr(owner.config, "num_channels", 3),
-                *([size, size] if isinstance(size, int) else size),
+                *([size] * 2 if isinstance(size, int) else size),
             )
-            generator = torch.Generator().manual_seed(0)
-            inputs = {"pixel_values": torch.randn(shape, generator=generator).to(owner.device, owner.dtype)}
-        sites = ["resid_pre", "attn_out", "mlp_out", "resid_post"] + ["resid_mid"] * (
-            "resid_mid" not in layout.withheld
-        )
+            inputs = {
+                "pixel_values": torch.linspace(-1, 1, math.prod(shape))
+                .view(shape)
+                .to(owner.device, owner.dtype)
+            }
+        names = {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"} - layout.withheld.keys()
+        training = owner.training
+        owner.eval()
         with ExitStack() as stack:
-            seen = {site: stack.enter_context(capture(self, site)) for site in sites}
+            acts = {site: stack.enter_context(capture(self, site)) for site in names}
             owner(**inputs)
         owner.train(training)
-        tolerance = 50 * torch.finfo(owner.dtype).eps
-        wrong = {
-            site
-            for layer in range(layout.n_layers)
-            for site, error in discrepancies(
-                {site: acts[layer].float() for site, acts in seen.items()}
-            ).items()
-            if error > tolerance
-        }
-        reason = (
-            "it has no row in lib.sites.FAMILIES, and by the nearest row its residual stream does not add up"
-        )
-        suspects = {"resid_mid": ["resid_mid", "attn_out"], "resid_post": ["resid_mid", "mlp_out"]}
-        withheld = {site: reason for one in wrong for site in suspects[one]}
-        self.layout = replace(layout, withheld=layout.withheld | withheld)
+        reason = "by the row of lib.sites.FAMILIES that fits it, its residual stream does not add up"
+        return replace(layout, withheld=layout.withheld | dict.fromkeys(contradicted(acts), reason))
 
 
 def load(
@@ -345,7 +317,7 @@ def load(
             f"{folder}: the weights lack {len(missing)} tensors that {type(model).__name__} needs: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
-    return Subject(model.eval(), _processor(folder))
+    return Subject(model.eval(), _processor(folder, config))
 
 
 def _folder(name: str | Path) -> Path:
@@ -460,18 +432,39 @@ def _model_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _processor(folder: Path) -> Any:
+def _processor(folder: Path, config: Any) -> Any:
     """Whatever turns texts and images into inputs; None if the folder has nothing of the kind."""
     files = {"tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"}
     if not any((folder / file).is_file() for file in files):
         return None
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is not None and "video_processor" in kind.get_attributes():
+        processor = images_only(kind).from_pretrained(folder, local_files_only=True)
+    else:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     tokenizer = (
         processor if isinstance(processor, PreTrainedTokenizerBase) else getattr(processor, "tokenizer", None)
     )
     if tokenizer is not None and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+def images_only(processor: Any) -> Any:
+    """A class of processors without its part for videos, which would need torchvision."""
+
+    class ImagesOnly(processor):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in processor.get_attributes() if name != "video_processor"]
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name != "video_processor":
+                return super().check_argument_for_proper_class(argument_name, argument)
+            return None
+
+    ImagesOnly.__name__ = processor.__name__
+    return ImagesOnly
 
 
 def _quantization(bits: str) -> Any:

@@ -6,9 +6,9 @@ without a row of its own gets the first row whose modules its blocks all have (`
 sites with one another in a small forward pass, and withholds those that do not add up).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -41,9 +41,8 @@ class Family:
         attention: the module that calls the attention function.
         qkv: the projections to q, k and v; or one fused projection.
         out: attention's output projection; its input is `z`.
-        down: the MLP's last projection; its input is `mlp_act`.
-        mid: the module that reads `resid_mid` ("ln_2"), or after a ">" the one that returns it
-            (">self_attention"); None in a parallel block.
+        down: the MLP's last projection; its input is `mlp_act`. Empty for a mixture of experts.
+        mid: the module that reads `resid_mid` ("ln_2"), or after a ">" the one that returns it (">attention").
         attn_out, mlp_out: modules whose output is added to the residual stream, if not `out` and `down`.
         fused: order in a fused projection: "blocks" (all q, all k, all v) or "heads" (q, k, v of each head).
         pattern: the module that receives the pattern, in a family that computes attention by itself.
@@ -54,18 +53,18 @@ class Family:
     qkv: tuple[str, ...]
     out: str
     down: str
-    mid: str | None
+    mid: str
     attn_out: str = ""
     mlp_out: str = ""
     fused: Literal["blocks", "heads"] = "blocks"
     pattern: str = ""
     flat: bool = False
 
-    def paths(self) -> list[str]:
-        """The modules that a block must have for this row to fit."""
-        mid = [self.mid.removeprefix(">")] if self.mid else []
-        named = [self.attn_out, self.mlp_out, self.pattern]
-        return [self.attention, *self.qkv, self.out, self.down, *mid, *filter(None, named)]
+    def fits(self, block: nn.Module) -> bool:
+        """Whether a block has all modules that this row names."""
+        paths = [self.attention, *self.qkv, self.out, self.mid.removeprefix(">")]
+        paths += filter(None, [self.down, self.attn_out, self.mlp_out, self.pattern])
+        return all(module(block, path) is not None for path in paths)
 
 
 def _projections(prefix: str, names: str = "q_proj k_proj v_proj") -> tuple[str, ...]:
@@ -86,6 +85,7 @@ GEMMA = replace(  # a norm before and after each half
     mlp_out="post_feedforward_layernorm",
 )
 OLMO = replace(GEMMA, mid="mlp")  # norms only after each half, so that the MLP reads the stream itself
+MIXTURE = replace(LLAMA, down="", mlp_out="mlp")
 PHI = replace(LLAMA, qkv=("self_attn.qkv_proj",))
 GPT2 = Family(attention="attn", qkv=("attn.c_attn",), out="attn.c_proj", down="mlp.c_proj", mid="ln_2")
 NEOX = Family(
@@ -142,6 +142,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": LLAMA,
     "qwen2_vl_text": LLAMA,
     "qwen2_5_vl_text": LLAMA,
+    "gpt_oss": MIXTURE,
     "phi3": PHI,
     "gpt2": GPT2,
     "gpt_neox": NEOX,
@@ -189,30 +190,16 @@ class Point:
         return tensor
 
 
-def _module(block: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        block = getattr(block, name, None)  # type: ignore[assignment]
-        if block is None:
-            return None
-    return block
-
-
-def _width(projection: nn.Module) -> tuple[int, int]:
-    """Input and output width; not from the weight, whose shape is packed when quantised."""
-    if hasattr(projection, "in_features"):
-        return projection.in_features, projection.out_features  # type: ignore[return-value]
-    return projection.nx, projection.nf  # type: ignore[return-value]  # GPT-2's Conv1D
-
-
 @dataclass(frozen=True)
 class Layout:
-    """The sites of one tower of a model.
+    """The dimensions and sites of one tower of a model.
 
     Attributes:
         owner: the innermost transformers model around the blocks; its configuration is the tower's.
         blocks: the tower's blocks, in order.
         family: the row of the table.
-        listed: whether the family has a row of its own.
+        listed: whether the architecture has a row of its own.
+        n_heads, n_kv_heads, d_model, d_head: as `lib.models.Subject` has them.
         withheld: site -> why it is not offered.
     """
 
@@ -220,98 +207,76 @@ class Layout:
     blocks: nn.ModuleList
     family: Family
     listed: bool
-    withheld: dict[str, str] = field(default_factory=dict)
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    withheld: dict[str, str]
 
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def n_heads(self) -> int:
-        """Number of query heads."""
-        return self.owner.config.num_attention_heads
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Number of key and value heads."""
-        return getattr(self.owner.config, "num_key_value_heads", None) or self.n_heads
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.owner.config.hidden_size
-
-    @property
-    def d_head(self) -> int:
-        """Width of one head."""
-        return getattr(self.owner.config, "head_dim", None) or self.d_model // self.n_heads
-
-    def layers(self, site: str, layers: int | range | list[int] | None) -> list[int]:
+    def layers(self, site: str, layers: int | Iterable[int] | None) -> list[int]:
         """The layers asked for, checked; None is all of them.
 
         Raises:
             LookupError: the site is unknown, or this architecture does not have it.
             IndexError: there is no such layer.
         """
+        name = type(self.owner).__name__
         if site not in SITES:
             raise LookupError(f"no site {site!r}; the sites are {', '.join(SITES)}")
         if site in self.withheld:
-            raise LookupError(f"no site {site!r} in {type(self.owner).__name__}: {self.withheld[site]}")
-        n = 1 if site == "embed" else self.n_layers
-        if layers is None:
-            return list(range(n))
-        chosen = [int(layer) for layer in ([layers] if isinstance(layers, int) else layers)]
-        for layer in chosen:
-            if not 0 <= layer < n:
-                raise IndexError(
-                    f"layer {layer} of site {site!r}: {type(self.owner).__name__} has layers 0 to {n - 1}"
-                    if n > 1
-                    else f"layer {layer} of site {site!r}: only layer 0 exists"
-                )
+            offered = ", ".join(other for other in SITES if other not in self.withheld)
+            raise LookupError(f"no site {site!r} in {name}: {self.withheld[site]}; it has {offered}")
+        n_layers = 1 if site == "embed" else len(self.blocks)
+        chosen = range(n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+        for layer in (chosen := [int(layer) for layer in chosen]):
+            if not 0 <= layer < n_layers:
+                have = f"layers 0 to {n_layers - 1}" if n_layers > 1 else "layer 0 only"
+                raise IndexError(f"no layer {layer} of site {site!r}: {name} has {have}")
         return chosen
+
+    def attention(self, layer: int) -> nn.Module:
+        """The module that calls the attention function."""
+        return module(self.blocks[layer], self.family.attention)
 
     def point(self, site: str, layer: int) -> Point | None:
         """Where a site lies; None if it is inside the attention function (`lib.attention`)."""
         block, family = self.blocks[layer], self.family
 
-        def at(path: str, side: Literal["input", "output"], **options: object) -> Point:
-            module = _module(block, path)
-            assert module is not None  # checked by `resolve`
-            return Point(module, side, **options)  # type: ignore[arg-type]
+        def into(path: str, **options: Any) -> Point:
+            return Point(module(block, path), "input", **options)
+
+        def out_of(path: str, **options: Any) -> Point:
+            return Point(module(block, path), "output", **options)
 
         flat = {"block": block} if family.flat else {}
         match site:
             case "embed":
-                embed = getattr(self.owner, "embeddings", None)
-                if embed is None or modality(self.owner) == "text":
-                    embed = self.owner.get_input_embeddings()
-                return Point(embed, "output")
+                vision = modality(self.owner) == "vision"
+                return Point(self.owner.embeddings if vision else self.owner.get_input_embeddings(), "output")
             case "resid_pre":
                 return Point(block, "input")
+            case "resid_mid" if family.mid.startswith(">"):
+                return out_of(family.mid[1:])
+            case "resid_mid":
+                return into(family.mid, shared=True, **flat)
             case "resid_post":
                 return Point(block, "output")
-            case "resid_mid":
-                assert family.mid is not None
-                if family.mid.startswith(">"):
-                    return at(family.mid[1:], "output")
-                return at(family.mid, "input", shared=True, **flat)
             case "attn_out":
-                return at(family.attn_out or family.out, "output")
+                return out_of(family.attn_out or family.out)
             case "mlp_out":
-                return at(family.mlp_out or family.down, "output", **flat)
+                return out_of(family.mlp_out or family.down, **flat)
             case "mlp_act":
-                return at(family.down, "input", **flat)
+                return into(family.down, **flat)
             case "z":
-                return at(family.out, "input", view=lambda x: x.unflatten(-1, (self.n_heads, self.d_head)))
+                return into(family.out, view=lambda x: x.unflatten(-1, (self.n_heads, self.d_head)))
+            case "q" | "k" | "v" if len(family.qkv) == 1:
+                return out_of(family.qkv[0], view=self._fused("qkv".index(site)), partial=True)
             case "q" | "k" | "v":
-                if len(family.qkv) == 1:
-                    return at(family.qkv[0], "output", view=self._fused("qkv".index(site)), partial=True)
-                return at(
-                    family.qkv["qkv".index(site)], "output", view=lambda x: x.unflatten(-1, (-1, self.d_head))
+                return out_of(
+                    family.qkv["qkv".index(site)], view=lambda x: x.unflatten(-1, (-1, self.d_head))
                 )
             case "pattern" if family.pattern:
-                return at(family.pattern, "input")
+                return into(family.pattern)
         return None
 
     def _fused(self, index: int) -> Callable[[Tensor], Tensor]:
@@ -322,38 +287,18 @@ class Layout:
         start = sum(heads[:index])
         return lambda x: x.unflatten(-1, (sum(heads), self.d_head))[..., start : start + heads[index], :]
 
-    def attention(self, layer: int) -> nn.Module:
-        """The module that calls the attention function."""
-        module = _module(self.blocks[layer], self.family.attention)
-        assert module is not None  # checked by `resolve`
-        return module
 
-
-def modality(owner: PreTrainedModel) -> str:
-    """What a tower reads: "text" or "vision"."""
+def modality(owner: PreTrainedModel) -> Literal["text", "vision"]:
+    """What a tower reads."""
     return "vision" if "image" in owner.input_modalities else "text"
 
 
-def _children(block: nn.Module) -> str:
-    return ", ".join(name for name, _ in block.named_children())
-
-
-def _fits(family: Family, blocks: nn.ModuleList) -> bool:
-    return all(_module(block, path) is not None for block in blocks for path in family.paths())
-
-
-def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList]]:
-    """The stacks of transformer blocks in a model, each with the innermost transformers model around it."""
-    owners = {"": model}
-    stacks = []
-    for path, module in model.named_modules():
-        if isinstance(module, PreTrainedModel):
-            owners[path] = module
-        if isinstance(module, nn.ModuleList) and len(module):
-            owner = owners[max((p for p in owners if f"{path}.".startswith(f"{p}." if p else "")), key=len)]
-            if len(module) == getattr(owner.config, "num_hidden_layers", None):
-                stacks.append((owner, module))
-    return stacks
+def module(block: nn.Module, path: str) -> Any:
+    """The module at a path below a block, or None."""
+    found: Any = block
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def towers(model: PreTrainedModel) -> dict[str, Layout]:
@@ -365,14 +310,18 @@ def towers(model: PreTrainedModel) -> dict[str, Layout]:
     found: dict[str, Layout] = {}
     stacks = _stacks(model)
     for owner, blocks in stacks:
-        row = FAMILIES.get(owner.config.model_type)
-        family = row or next((row for row in FAMILIES.values() if _fits(row, blocks)), None)
-        if family is not None and _fits(family, blocks):
-            found.setdefault(modality(owner), _checked(Layout(owner, blocks, family, row is not None)))
+        own = FAMILIES.get(owner.config.model_type)
+        for family in [own] if own else FAMILIES.values():
+            if all(family.fits(block) for block in blocks):
+                found.setdefault(modality(owner), _layout(owner, blocks, family, own is not None))
+                break
     if not found:
-        seen = "; ".join(f"{type(blocks[0]).__name__} has {_children(blocks[0])}" for _, blocks in stacks)
+        seen = "; ".join(
+            f"a {type(blocks[0]).__name__} has {', '.join(name for name, _ in blocks[0].named_children())}"
+            for _, blocks in stacks
+        )
         raise LookupError(
-            f"the sites of {type(model).__name__} could not be found: "
+            f"no sites found in {type(model).__name__}: "
             + (
                 f"no row of lib.sites.FAMILIES fits its blocks ({seen})"
                 if seen
@@ -382,47 +331,76 @@ def towers(model: PreTrainedModel) -> dict[str, Layout]:
     return found
 
 
-def _checked(layout: Layout) -> Layout:
-    """Compares widths with the configuration, and withholds the sites that the architecture does not have."""
-    owner, family, withheld = layout.owner, layout.family, dict(layout.withheld)
-    name = type(owner).__name__
-    for block in layout.blocks:
-        heads = layout.n_heads * layout.d_head
-        for path, got, expected in [
-            (family.out, _width(_module(block, family.out)), (heads, layout.d_model)),  # type: ignore[arg-type]
-            (family.down, _width(_module(block, family.down))[1], layout.d_model),  # type: ignore[arg-type]
-            (family.qkv[0], _width(_module(block, family.qkv[0]))[0], layout.d_model),  # type: ignore[arg-type]
-        ]:
-            if got != expected:
-                raise LookupError(f"{name}: {path} is {got} wide, its configuration says {expected}")
-    if getattr(layout.blocks[0], "use_parallel_residual", False):
+def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList]]:
+    """The stacks of blocks in a model, each with the innermost transformers model around it."""
+    owners: dict[str, PreTrainedModel] = {}
+    stacks = []
+    for path, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            owners[path] = part
+        elif isinstance(part, nn.ModuleList) and len(part):
+            around = [other for other in owners if not other or path.startswith(f"{other}.")]
+            owner = owners[max(around, key=len)]
+            if len(part) == getattr(owner.config, "num_hidden_layers", None):
+                stacks.append((owner, part))
+    return stacks
+
+
+def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, listed: bool) -> Layout:
+    """Takes the dimensions from the configuration, compares them with the modules, and withholds what is not there."""
+    config = owner.config
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    d_head = getattr(config, "head_dim", None) or d_model // n_heads
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    if len(family.qkv) == 3:
+        n_kv_heads = _width(module(blocks[0], family.qkv[1]))[1] // d_head
+    for block in blocks:
+        q_in, _ = _width(module(block, family.qkv[0]))
+        z, out = _width(module(block, family.out))
+        if (q_in, z, out) != (d_model, n_heads * d_head, d_model):
+            raise LookupError(
+                f"{type(owner).__name__}: by its configuration, attention maps {d_model} to {n_heads} heads of {d_head} and "
+                f"back to {d_model}; by its modules ({family.qkv[0]}, {family.out}) {q_in} to {z} to {out}"
+            )
+    withheld = {}
+    if getattr(blocks[0], "use_parallel_residual", False):
         withheld["resid_mid"] = (
-            "attention and MLP run in parallel; resid_pre + attn_out + mlp_out is resid_post"
+            "attention and MLP run in parallel (resid_pre + attn_out + mlp_out = resid_post)"
         )
+    if not family.down:
+        withheld["mlp_act"] = "its MLP is a mixture of experts"
     if family.pattern:
-        withheld["scores"] = f"{name} computes attention by itself; use 'pattern', 'q', 'k' or 'v'"
-    return replace(layout, withheld=withheld)
+        withheld["scores"] = "it computes attention by itself, not through transformers' attention interface"
+    return Layout(owner, blocks, family, listed, n_heads, n_kv_heads, d_model, d_head, withheld)
 
 
-def discrepancies(sites: dict[str, Float[Tensor, "batch seq d_model"]]) -> dict[str, float]:
-    """How far one layer's sites are from adding up, relative to what was added.
+def _width(projection: Any) -> tuple[int, int]:
+    """Input and output width; not from the weight, whose shape is packed when quantised."""
+    if hasattr(projection, "in_features"):
+        return projection.in_features, projection.out_features
+    return projection.nx, projection.nf  # GPT-2's Conv1D
+
+
+def contradicted(sites: Mapping[str, Mapping[int, Float[Tensor, "batch seq d_model"]]]) -> set[str]:
+    """Sites whose activations do not add up to the residual stream.
 
     Args:
-        sites: resid_pre, attn_out, mlp_out, resid_post and, unless the block is parallel, resid_mid.
-
-    Returns:
-        site -> size of the error: 0 if what comes before it, plus what was added, is that site.
+        sites: site -> layer -> activation, of resid_pre, attn_out, mlp_out, resid_post and, unless the blocks
+            are parallel, resid_mid.
     """
-
-    def error(total: Tensor, parts: list[Tensor]) -> float:
-        added = torch.stack(parts[1:]).sum(0)
-        return float((total - parts[0] - added).norm() / added.norm().clamp_min(1e-30))
-
-    pre, post = sites["resid_pre"], sites["resid_post"]
-    if "resid_mid" not in sites:
-        return {"resid_post": error(post, [pre, sites["attn_out"], sites["mlp_out"]])}
-    mid = sites["resid_mid"]
-    return {
-        "resid_mid": error(mid, [pre, sites["attn_out"]]),
-        "resid_post": error(post, [mid, sites["mlp_out"]]),
-    }
+    wrong: set[str] = set()
+    for layer, post in sites["resid_post"].items():
+        pre, attn, mlp = (sites[site][layer] for site in ("resid_pre", "attn_out", "mlp_out"))
+        if "resid_mid" not in sites:
+            checks = [({"attn_out", "mlp_out"}, post, pre + attn + mlp)]
+        else:
+            mid = sites["resid_mid"][layer]
+            checks = [
+                ({"resid_mid", "attn_out"}, mid, pre + attn),
+                ({"resid_mid", "mlp_out"}, post, mid + mlp),
+            ]
+        for suspects, total, parts in checks:
+            tolerance = 20 * torch.finfo(post.dtype).eps * total.abs().max()
+            if (total - parts).abs().max() > tolerance:
+                wrong |= suspects
+    return wrong
