@@ -122,11 +122,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = {}
         for key, value in node.value:
-            if key.value in mapping:
-                raise yaml.MarkedYAMLError(
-                    problem=f"`{key.value}` is given twice", problem_mark=key.start_mark
-                )
-            mapping[key.value] = self.construct_object(value, deep=True)
+            if (name := str(key.value)) in mapping:
+                raise yaml.MarkedYAMLError(problem=f"`{name}` is given twice", problem_mark=key.start_mark)
+            mapping[name] = self.construct_object(value, deep=True)
         return mapping
 
 

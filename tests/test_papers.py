@@ -95,6 +95,7 @@ def test_null_is_a_key_of_a_rule_and_not_yamls_none(folder):
         ("  gpu: {", "  tpu: {", "presets.tpu"),
         ("slug: some-paper", "slug: other-paper", "other-paper"),
         ("title: ", "title: [", "while parsing"),
+        ("asks: Does it work?", "asks: {{ question }}", "asks: Input should be a valid string"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_name_the_field_and_the_reason(folder, old, new, message):
