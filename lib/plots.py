@@ -30,12 +30,15 @@ def style() -> None:
         context="notebook",
         style="whitegrid",
         palette=PALETTE,
+        font="DejaVu Sans",  # comes with matplotlib, so that figures look the same everywhere
         rc={
             "figure.figsize": (WIDTH, 4.0),
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.08,
+            "figure.constrained_layout.w_pad": 0.08,
             "font.size": 12,
             "axes.titlesize": 13,
-            "axes.titleweight": "semibold",
+            "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "axes.labelsize": 12,
             "xtick.labelsize": 11,

@@ -38,10 +38,11 @@ from lib import plots
 plots.style()
 fig, ax = plt.subplots()
 ax.plot([1, 2], [1, 4])
+ax.set(title="It rises", xlabel="$x$", ylabel="$y$")
 plots.show(fig, **{GOOD!r})"""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbclient.NotebookClient(book, timeout=120).execute()
-    picture, caption = book.cells[0].outputs  # and no third: the figure is closed
+    picture, caption = book.cells[0].outputs  # no third: the figure is closed, and no font is missed
     assert picture.data[plots.FIGURE_MIME] == GOOD
     assert picture.data["text/plain"] == GOOD["alt"]
     size = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).size
