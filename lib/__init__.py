@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lib.hooks import capture, edit
     from lib.models import Subject, load
     from lib.plots import show
-    from lib.stats import Estimate, bootstrap, paired_difference, wilson
+    from lib.stats import Estimate, bootstrap, paired_difference, t_interval, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's folder: `notebooks/`, `data/` and `book/` are below it."""
@@ -31,6 +31,7 @@ HOMES = {
     "not_testable": "claims",
     "paired_difference": "stats",
     "show": "plots",
+    "t_interval": "stats",
     "wilson": "stats",
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "not_testable",
     "paired_difference",
     "show",
+    "t_interval",
     "wilson",
 ]
 
