@@ -161,12 +161,11 @@ def claims(
 
     folder = ROOT / "_build" / "runs" / preset
     executed = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if "--" not in path.stem}
-    for slug in slugs or [] if executed else [preset]:
+    for slug in slugs or []:
         if slug not in executed:
-            raise LookupError(
-                f"no executed chapter {slug!r} in {folder}; {did_you_mean(slug, executed)} "
-                f"Execute it with: python -m lib run {slug} --preset {preset}"
-            )
+            raise LookupError(f"no executed chapter {slug!r} in {folder}; {did_you_mean(slug, executed)}")
+    if not executed:
+        raise LookupError(f"nothing in {folder}; execute it: python -m lib run --preset {preset}")
     records = [record for slug in slugs or executed for record in collect(executed[slug])]
     if as_json:
         print(json.dumps([record.to_json() for record in records], indent=1, ensure_ascii=False))

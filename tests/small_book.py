@@ -1,4 +1,4 @@
-"""Builds a small repository with chapters, a `lib` of its own, facts and an organism, for tests of the runner."""
+"""Builds a small repository for tests of the runner: chapters, a `lib` of its own, facts, an organism."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lib import ROOT, chapters
 from lib.batch.cache import Cache, Output
-from lib.batch.plan import Job, Outcome, changed, plan
+from lib.batch.plan import Job, Outcome, changed, plan_runs
 from lib.batch.redact import redact
 from lib.batch.report import BAD, Display, Report, Result
 
@@ -66,7 +66,7 @@ def run(
     """
     if jobs < 1 or timeout <= 0:
         raise ValueError(f"jobs={jobs}, timeout={timeout}: expected at least one job and a positive time")
-    planned = plan(slugs, preset, parameters, sweep, root)
+    planned = plan_runs(slugs, preset, parameters, sweep, root)
     batch = _Batch(root, Output(out or root / "_build" / "runs" / preset), dry_run)
     report = Report(preset, started=datetime.now(UTC).isoformat(timespec="seconds"))
     started = time.monotonic()

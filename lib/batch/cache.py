@@ -44,7 +44,10 @@ class Cache:
                 merged.cells.insert(merged.cells.index(previous) + 1, result)
             elif (previous := next(present, None)) and previous.source == result.source:
                 previous.update(outputs=result.outputs, execution_count=result.execution_count)
-                previous.metadata.papermill = result.metadata.papermill
+                timing = {
+                    key: result.metadata[key] for key in ("papermill", "execution") if key in result.metadata
+                }
+                previous.metadata.update(timing)
             else:
                 return None
         return merged

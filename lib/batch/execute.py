@@ -137,6 +137,7 @@ class Kernel(AsyncKernelManager):
         address = {"transport": "ipc", "ip": name} if os.name == "posix" and len(name) < 90 else {}
         super().__init__(connection_file=f"{name}.json", **address)
         self.batch = batch
+        self.began: float | None = None
         self._peak = 0.0
         self.log_file = Path(f"{name}.log")
         self.provisioner = Provisioner(kernel_id=name, kernel_spec=self.kernel_spec, parent=self)
@@ -294,6 +295,10 @@ def _attempt(job: Job, notebook: NotebookNode, batch: Batch, timeout: float) -> 
     status, error, cell = "passed", None, None
     started = time.monotonic()
 
+    def on_notebook_start(notebook: NotebookNode) -> None:
+        running.append(notebook)
+        kernel.began = time.monotonic()
+
     def on_cell_start(cell: NotebookNode, cell_index: int) -> None:
         worker.log_event(TOPIC, {"at": (job.name, cell_index, len(running[0].cells))})
 
@@ -308,7 +313,7 @@ def _attempt(job: Job, notebook: NotebookNode, batch: Batch, timeout: float) -> 
                 progress_bar=False,
                 request_save_on_cell_execute=False,
                 km=kernel,
-                on_notebook_start=lambda notebook: running.append(notebook),
+                on_notebook_start=on_notebook_start,
                 on_cell_start=on_cell_start,
             )
         except PapermillExecutionError as failure:
@@ -328,6 +333,11 @@ def _attempt(job: Job, notebook: NotebookNode, batch: Batch, timeout: float) -> 
     seconds = round(time.monotonic() - started, 3)
     executed = running[0] if running else None
     if executed is not None:
+        for one in executed.cells:  # papermill adds to each cell
+            if not one.metadata.get("tags", True):
+                del one.metadata["tags"]
+            if one.cell_type != "code":
+                one.metadata.pop("papermill", None)
         papermill = executed.metadata.papermill
         papermill.input_path, papermill.output_path = f"notebooks/{job.slug}.ipynb", None
         executed.metadata.worked_papers = {
@@ -365,13 +375,13 @@ def _watch(kernel: Kernel, timeout: float) -> Iterator[threading.Event]:
     done, expired = threading.Event(), threading.Event()
 
     def watch() -> None:
-        deadline = time.monotonic() + timeout
+        limit = timeout
         while not done.wait(0.25):
             kernel.peak_mib()
-            if time.monotonic() > deadline and kernel.pid:
+            if kernel.pid and kernel.began and time.monotonic() > kernel.began + limit:
                 kill(kernel.pid, signal.SIGKILL if expired.is_set() else signal.SIGINT)
                 expired.set()
-                deadline = time.monotonic() + GRACE
+                limit += GRACE
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -18,8 +18,8 @@ from urllib.parse import quote
 from nbformat import NotebookNode
 
 from lib import chapters, papers
+from lib.batch.redact import redact
 from lib.chapters import did_you_mean
-
 
 _PARSING = threading.Lock()  # Python 3.11 miscounts when two threads parse (cpython #106905)
 
@@ -60,7 +60,7 @@ class Outcome:
     """The cell that failed."""
 
 
-def plan(
+def plan_runs(
     slugs: list[str] | None,
     preset: str,
     parameters: dict[str, Any] | None,
@@ -98,11 +98,12 @@ def plan(
 
 
 def _checked(given: dict[str, Any], known: dict[str, chapters.Parameter], where: str) -> dict[str, Any]:
-    for name in given:
-        if chapters.SECRET_NAME.search(name):
+    for name, value in given.items():
+        if chapters.SECRET_NAME.search(name) or (hidden := redact(str(value))) != str(value):
+            what = "looks like a secret" if chapters.SECRET_NAME.search(name) else f"is {hidden}"
             raise ValueError(
-                f"{where}: {name} looks like a secret, and parameters are stored in the executed notebook; "
-                f"set it as an environment variable and let the chapter read os.environ"
+                f"{where}: {name} {what}, and parameters are stored in the executed notebook; "
+                f"set an environment variable and let the chapter read os.environ"
             )
         if name not in known:
             raise LookupError(f"{where} has no parameter {name!r}; {did_you_mean(name, known)}")

@@ -96,7 +96,7 @@ class Report:
 
     def to_html(self) -> str:
         """For people."""
-        return _PAGE.render(report=self, bad=BAD)
+        return _PAGE.render(report=self, bad_ones=BAD)
 
 
 def _xml(text: str) -> str:
@@ -161,16 +161,17 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Run of {{ report.started }}</title>
+<title>Chapters, preset {{ report.preset }}</title>
 <style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; --bad: light-dark(#a40000, #ff9a8d); }
 body { max-width: 70rem; margin: auto; padding: 1rem; background: Canvas; color: CanvasText; }
+a { color: light-dark(#0b57d0, #a8c7fa); }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; padding: .5rem 0; }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid color-mix(in srgb, CanvasText 25%, Canvas); vertical-align: top; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8888; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bad { font-weight: 700; color: light-dark(#a40000, #ff9a8d); }
+.bad { font-weight: 700; color: var(--bad); }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid; font-size: .85rem; }
 code { overflow-wrap: anywhere; }
 </style>
@@ -182,20 +183,31 @@ code { overflow-wrap: anywhere; }
 <div class="table" role="region" aria-label="Runs" tabindex="0">
 <table>
 <caption>Each run's time and peak memory; a cached run's are those of when it was made.</caption>
-<thead><tr><th scope="col">Run</th><th scope="col">Result</th><th scope="col">Seconds</th><th scope="col">MiB</th></tr></thead>
+<thead>
+<tr>
+{% for title in ("Run", "Result", "Seconds", "MiB") %}<th scope="col">{{ title }}</th>{% endfor %}
+</tr>
+</thead>
 <tbody>
 {% for result in report.results %}
+{% set bad = result.status in bad_ones %}
 <tr>
 <th scope="row">
-  {% if result.notebook %}<a href="{{ 'failed/' if result.status in bad }}{{ result.name | urlencode }}.ipynb">{{ result.name }}</a>{% else %}{{ result.name }}{% endif %}
+{% if result.notebook %}
+<a href="{{ 'failed/' if bad }}{{ result.name | urlencode }}.ipynb">{{ result.name }}</a>
+{% else %}
+{{ result.name }}
+{% endif %}
 </th>
 <td>
-  <span{% if result.status in bad %} class="bad"{% endif %}>{{ result.status }}</span>
-  {% if result.cell %}<br><code>{{ result.cell }}</code>{% endif %}
-  {% if result.error %}<details><summary>Traceback</summary><pre tabindex="0">{{ result.error }}</pre></details>{% endif %}
+<span{% if bad %} class="bad"{% endif %}>{{ result.status }}</span>
+{% if result.cell %}<br><code>{{ result.cell }}</code>{% endif %}
+{% if result.error %}
+<details><summary>What went wrong</summary><pre tabindex="0">{{ result.error }}</pre></details>
+{% endif %}
 </td>
 <td class="number">{{ "%.1f" | format(result.seconds) }}</td>
-<td class="number">{{ "{:,.0f}".format(result.peak_memory_mib) if result.peak_memory_mib else "" }}</td>
+<td class="number">{{ "{:,.0f}".format(result.peak_memory_mib) if result.peak_memory_mib }}</td>
 </tr>
 {% endfor %}
 </tbody>
