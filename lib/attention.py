@@ -68,7 +68,7 @@ def attend(
     sinks = getattr(module, "sinks", None)  # a learned score a head can attend to instead of any position
     if sinks is not None:
         scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
-    pattern = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     if sinks is not None:
         pattern = pattern[..., :-1]
     for site, tap in taps:

@@ -84,7 +84,8 @@ def capture(
         positions: index into the sequence (for scores and patterns, the query) axis; None for all.
         reduce: `reduce(state, activation) -> state`, run inside the forward pass and starting from None. The
             result then holds the last state, so that memory does not grow with the number of passes.
-        grad: keep activations in the autograd graph; they are detached otherwise.
+        grad: keep activations in the autograd graph, so that gradients can be taken with respect to them; they
+            are detached otherwise.
 
     Yields:
         The activations by layer, filled by each forward pass.
@@ -100,17 +101,20 @@ def capture(
     index = None if positions is None else (slice(None),) * axis + (positions,)
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
-        shared = site == "resid_mid"
         states, seen = acts.states, acts.passes[layer]
+        # A copy where a view would keep a larger tensor alive, or a later edit may write into this one.
+        copied = isinstance(positions, (int, slice)) or site == "resid_mid"
 
         def keep(activation: Tensor) -> Tensor:
+            if grad:  # what is kept must be what the model goes on with, and not a view beside it
+                activation = activation.clone()
             kept = activation if grad else activation.detach()
             if index is not None:
                 kept = kept[index]
             if states is not None:
                 states[layer] = reduce(states[layer], kept)  # type: ignore[misc]
-            else:  # a copy where a view would keep the whole alive, or an edit may yet write into the tensor
-                seen.append(kept.clone() if shared or isinstance(positions, (int, slice)) else kept)
+            else:
+                seen.append(kept.clone() if copied and not grad else kept)
             return activation
 
         return keep

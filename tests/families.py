@@ -40,7 +40,7 @@ CHAT = (
 )
 
 
-def tokenizer(*, chat: bool = False, encoder: bool = False) -> hf.PreTrainedTokenizerFast:
+def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> hf.PreTrainedTokenizerFast:
     """One word a token."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), behavior="removed")
@@ -64,6 +64,7 @@ def tokenizer(*, chat: bool = False, encoder: bool = False) -> hf.PreTrainedToke
             "start_image_token": "<img>",
             "end_image_token": "</img>",
         },
+        **options,
     )
 
 
@@ -289,7 +290,9 @@ ENCODERS = {
     "siglip": Tiny(
         "SiglipModel",
         lambda: hf.SiglipConfig(text_config=LLAMA_SIZE | {"projection_size": 32}, vision_config=VISION),
-        lambda: hf.SiglipProcessor(_siglip_images(), tokenizer(encoder=True)),
+        lambda: hf.SiglipProcessor(
+            _siglip_images(), tokenizer(encoder=True, model_input_names=["input_ids"])
+        ),
     ),
     "bert": Tiny(
         "BertForMaskedLM",
@@ -337,12 +340,12 @@ def picture(seed: int = 0) -> Image.Image:
 PROMPTS = ["the cat sees a red star .", "a dog"]
 
 
-def inputs(subject: Subject) -> dict[str, torch.Tensor]:
+def inputs(subject: Subject, prompts: list[str] = PROMPTS) -> dict[str, torch.Tensor]:
     """A batch of two; the second is padded where the model reads text."""
     pictures = [picture(0), picture(1)]
     if subject.tokenizer is None:
         return subject.encode(images=pictures)
-    return subject.encode(PROMPTS, images=None if subject.processor is subject.tokenizer else pictures)
+    return subject.encode(prompts, images=None if subject.processor is subject.tokenizer else pictures)
 
 
 TOWERS = [*ALL, "clip-vision", "siglip-vision", "llava-vision"]
