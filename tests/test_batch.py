@@ -18,7 +18,7 @@ from rich.console import Console
 from small_book import PARAMETERS, build, chapter, code, write
 
 from lib import batch
-from lib.batch import execute
+from lib.batch import kernel
 from lib.batch import plan as planning
 from lib.batch.cache import Output
 from lib.batch.redact import redact
@@ -73,7 +73,7 @@ def mixed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
         patch.setenv("MKL_NUM_THREADS", "1")
-        patch.setattr(execute, "GRACE", 1.0)
+        patch.setattr(kernel, "GRACE", 1.0)
         return root, run(root, jobs=2, timeout=2, preset="smoke")
 
 
@@ -327,7 +327,7 @@ def test_a_failure_replaces_the_older_success_and_the_reverse(small):
 
 def test_an_ordinary_kernel_does_the_same_where_forking_is_impossible(small, monkeypatch):
     forked = run(small, "b").results[0]
-    monkeypatch.setattr(execute.Batch, "zygote", lambda self: "/nowhere")
+    monkeypatch.setattr(kernel.Nest, "zygote", lambda self: "/nowhere")
     ordinary = run(small, "b", force=True).results[0]
     assert (forked.status, ordinary.status) == ("passed", "passed")
     plain = [nbformat.read(r.notebook, as_version=4).cells[-1].outputs for r in (forked, ordinary)]

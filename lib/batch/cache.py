@@ -91,7 +91,7 @@ class Output:
         except ImportError as error:
             raise ValueError(f"output {url}: {error}") from None
 
-    def path(self, name: str) -> Path | PurePosixPath | str:
+    def path(self, name: str) -> Path | str:
         """Where a file is: a path, or else a URL."""
         if isinstance(self.files, LocalFileSystem):
             return Path(self.base) / name

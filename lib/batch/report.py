@@ -169,7 +169,8 @@ a { color: light-dark(#0b57d0, #a8c7fa); }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; padding: .5rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8888; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
+  border-bottom: 1px solid #8888; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .bad { font-weight: 700; color: var(--bad); }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid; font-size: .85rem; }
