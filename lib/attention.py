@@ -44,9 +44,10 @@ def attend(
     Sliding windows and padding are in the mask.
     """
     if kwargs.get("position_bias") is not None:
-        raise NotImplementedError(f"{type(module).__name__}: attention with a position bias cannot be hooked")
-    if attention_mask is None and getattr(module, "is_causal", False) and kwargs.get("is_causal", True):
-        assert query.shape[2] == 1, f"{type(module).__name__}: causal attention was given no mask"
+        raise NotImplementedError(f"{type(module).__name__} adds a position bias, which cannot be hooked yet")
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+    if causal and attention_mask is None and query.shape[2] > 1:
+        raise RuntimeError(f"{type(module).__name__} is causal, but was given no mask")
     taps = _taps.get(module, ())
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

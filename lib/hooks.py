@@ -155,7 +155,7 @@ def edit(
                 if got != expected:
                     got, expected = (tuple(x) if what == "shape" else x for x in (got, expected))
                     raise ValueError(f"{where} returned {what} {got}; the activation has {expected}")
-            return changed
+            return changed.contiguous()  # models call view()
 
         return change
 

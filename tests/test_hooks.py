@@ -249,9 +249,9 @@ def test_gradients_flow_through_an_edit(family):
 
     def outcome(site, scale):
         with capture(s, "resid_post", layers=2, grad=True) as acts:
-            with edit(s, site, layer=1, fn=lambda x: x * scale):
+            with edit(s, site, layer=1, fn=lambda x: x + (scale - 1) * x * torch.arange(x.shape[-1]) / 16):
                 s.model(**batch)
-        return acts[2].sin().sum()  # a sum alone could be blind: norms fix it
+        return (acts[2] * torch.linspace(-1, 1, s.d_model)).sum()
 
     for site in offered(s, SITES):
         if site in ("embed", "scores", "pattern"):
@@ -261,8 +261,8 @@ def test_gradients_flow_through_an_edit(family):
         with torch.no_grad():
             step = 3e-3  # transformers computes norms and softmax in float32 at most
             by_differences = (outcome(site, 1 + step) - outcome(site, 1 - step)) / (2 * step)
-        torch.testing.assert_close(by_autograd, by_differences, rtol=2e-2, atol=2e-2, msg=site)
-        assert by_autograd.abs() > 1e-6 or site in "qk", site
+        torch.testing.assert_close(by_autograd, by_differences, rtol=2e-2, atol=1e-3, msg=site)
+        assert by_autograd.abs() > 1e-3, site
 
 
 @pytest.mark.parametrize("family", TOWERS)
