@@ -160,6 +160,7 @@ def test_no_process_is_left(mixed):
 
 
 def edit(root, name, text):
+    (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_text(text)
 
 
@@ -190,7 +191,8 @@ def small(tmp_path):
         (lambda root: edit(root, "lib/second.py", "two = 2  # a comment\n"), ""),
         (lambda root: edit(root, "lib/third.py", "three = 3\n"), ""),
         (lambda root: edit(root, "data/models/tiny/config.json", "{} "), "ab"),
-        (lambda root: edit(root, "data/models/other.json", "{}"), ""),
+        (lambda root: edit(root, "data/models/tiny-seed1/config.json", "{} "), "ab"),
+        (lambda root: edit(root, "data/models/other/config.json", "{}"), ""),
         (lambda root: edit(root, "README.md", "changed"), ""),
         (lambda root: edit(root, "data/papers/b.yml", (root / "data/papers/b.yml").read_text() + "\n"), "b"),
         (with_cell("from lib import one\none + 0"), "a"),

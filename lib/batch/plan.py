@@ -81,7 +81,8 @@ def plan_runs(
     jobs: dict[str, Job] = {}
     for slug in chosen:
         known = chapters.parameters(slug, root)
-        presets = papers.read(slug, root / "data" / "papers").presets
+        presets: dict[str, dict[str, Any]] = {"organism": {}}  # the defaults
+        presets |= papers.read(slug, root / "data" / "papers").presets
         if preset not in presets:
             raise LookupError(f"chapter {slug} has no preset {preset!r}; {did_you_mean(preset, presets)}")
         fixed = _checked(presets[preset], known, f"data/papers/{slug}.yml, preset {preset}")
@@ -153,12 +154,12 @@ class Source:
             manifest[label] = _digest(ast.dump(self._trees[label]))
         facts = f"data/papers/{slug}.yml"
         manifest[facts] = _digest((self.root / facts).read_bytes())
-        models = self.root / "data" / "models"
         named = _strings(list(parameters.values()))
-        for name in named | self._constants(slug):
-            if models / name in models.glob("*"):
-                manifest[f"data/models/{name}"] = _digest_folder(models / name, content=True)
-            elif name and name in named and (self.root / name).is_dir():  # a checkpoint of any size
+        for folder in (self.root / "data" / "models").glob("*/"):
+            if folder.name.partition("-seed")[0] in named | self._constants(slug):  # NAME, NAME-seed1, ...
+                manifest[f"data/models/{folder.name}"] = _digest_folder(folder, content=True)
+        for name in named:
+            if name and (self.root / name).is_dir():  # a checkpoint of any size
                 manifest[name] = _digest_folder(self.root / name, content=False)
         return manifest
 
