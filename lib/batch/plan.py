@@ -81,8 +81,9 @@ def plan_runs(
     jobs: dict[str, Job] = {}
     for slug in chosen:
         known = chapters.parameters(slug, root)
-        presets: dict[str, dict[str, Any]] = {"organism": {}}  # the defaults
-        presets |= papers.read(slug, root / "data" / "papers").presets
+        facts = papers.read(slug, root / "data" / "papers")
+        presets: dict[str, Any] = {"organism": {}}  # the defaults, in a chapter that is not written yet
+        presets |= {str(name): values for name, values in facts.presets.items()}
         if preset not in presets:
             raise LookupError(f"chapter {slug} has no preset {preset!r}; {did_you_mean(preset, presets)}")
         fixed = _checked(presets[preset], known, f"data/papers/{slug}.yml, preset {preset}")
