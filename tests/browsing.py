@@ -1,0 +1,154 @@
+"""Opens a built site in Chromium with the network blocked, and notes what each page does."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import browser as program
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+# What a reader sees as text, without code and without formulas.
+PROSE = """() => {
+    const copy = document.querySelector("main, article, body").cloneNode(true);
+    copy.querySelectorAll("pre, code, math, mjx-container, script, style, dt").forEach((e) => e.remove());
+    return copy.textContent;
+}"""
+LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
+IDS = "() => [...document.querySelectorAll('[id]')].map((e) => e.id)"
+FIGURES = """() => [...document.querySelectorAll('main img')].map((img) => ({
+    alt: img.alt,
+    caption: img.closest('figure')?.querySelector('figcaption')?.innerText || '',
+    drawn: img.naturalWidth > 0,
+}))"""
+META = """() => Object.fromEntries(
+    [...document.querySelectorAll('meta[name], meta[property], link[rel=canonical]')]
+        .map((e) => [e.name || e.getAttribute('property') || 'canonical', e.content || e.href])
+)"""
+
+
+@dataclass
+class Visit:
+    """What one page did when it was opened."""
+
+    page: str
+    console: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    bytes: int = 0
+    """Everything but figures, not compressed."""
+    violations: dict[tuple[int, str], list[str]] = field(default_factory=dict)
+    """Axe's, by width and colour scheme."""
+    overflow: int = 0
+    """Pixels by which the page is wider than a phone."""
+    seen: dict[str, Any] = field(default_factory=dict)
+    """Prose, links, ids, figures and meta data."""
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Serves files as GitHub Pages does: an unknown address gives 404.html."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        pages = list(Path(self.directory).glob("*/404.html"))
+        if code != 404 or not pages:
+            return super().send_error(code, message, explain)
+        body = pages[0].read_bytes()
+        self.send_response(404)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a local server for the parent of `folder`; the site is below the folder's name."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder.parent)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/{folder.name}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program.find(), args=FLAGS)
+
+
+def offline(context: BrowserContext, base: str, foreign: list[str]) -> None:
+    """Let through what begins with `base`, block the rest and note it."""
+
+    def decide(route: Any) -> None:
+        if route.request.url.startswith((base, "data:", "blob:")):
+            route.continue_()
+        else:
+            foreign.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", decide)
+
+
+def _watch(page: Page, visit: Visit) -> None:
+    def console(message: Any) -> None:
+        if message.type == "error" and "ERR_FAILED" not in message.text:  # that one is our blocking
+            visit.console.append(message.text)
+
+    def finished(request: Any) -> None:
+        response = request.response()
+        if response is None:
+            return
+        if response.status >= 400:
+            visit.missing.append(request.url)
+        if request.resource_type != "image":
+            visit.bytes += request.sizes()["responseBodySize"]
+
+    page.on("console", console)
+    page.on("pageerror", lambda error: visit.console.append(str(error)))
+    page.on("requestfinished", finished)
+
+
+def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
+    """Open every page of a site in all LOOKS."""
+    visits = {name: Visit(name) for name in pages}
+    for width, scheme in LOOKS:
+        foreign: list[str] = []
+        context = browser.new_context(
+            viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
+        )
+        offline(context, base, foreign)
+        for name, visit in visits.items():
+            page = context.new_page()
+            first = (width, scheme) == LOOKS[0]
+            _watch(page, visit if first else Visit(name))
+            foreign.clear()
+            page.goto(base + name, wait_until="load")
+            results = Axe().run(page).response["violations"]
+            visit.violations[width, scheme] = [
+                f"{rule['id']}: {node['html'][:160]}" for rule in results for node in rule["nodes"]
+            ]
+            if width < 500:
+                size = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                visit.overflow = max(visit.overflow, page.evaluate(size))
+            if first:
+                visit.foreign = list(foreign)
+                asked = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META}
+                visit.seen = {key: page.evaluate(script) for key, script in asked.items()}
+            page.close()
+        context.close()
+    return visits
