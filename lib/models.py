@@ -12,8 +12,8 @@ import importlib.util
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,23 +23,30 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
+    HTTPError,
     RepositoryNotFoundError,
 )
 from jaxtyping import Bool
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lib import ROOT
 from lib.hooks import capture
 from lib.sites import Layout, contradicted, modality, towers
 
 ORGANISMS = ROOT / "data" / "models"
+FAST_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as written by transformers 5 and 4
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Text = str | list[dict[str, Any]]
@@ -180,6 +187,8 @@ class Subject:
             arguments["add_special_tokens"] = False  # the template has written them
         if any(pictures):
             arguments["images"] = [own for own in pictures if own]
+            if self.model.config.model_type == "idefics3":  # counts the markers to tell whose they are
+                arguments["images"] = [image for own in pictures for image in own]
         encoded = dict(self.processor(text=prompts, **arguments))
         encoded.pop("labels", None)  # PaliGemma's, for training
         if not self.image_token_ids and "position_ids" in inspect.signature(self.model.forward).parameters:
@@ -296,21 +305,23 @@ def load(
     config = _config(folder)
     _check_files(folder)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto" and torch.device(device).type == "cpu":
+        n_gpus = torch.cuda.device_count()
+        device = "auto" if n_gpus > 1 else "cuda" if n_gpus else "cpu"
+    if dtype == "auto" and str(device) == "cpu":
         dtype = torch.float32
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device}
     if quantization:
         arguments["quantization_config"] = _quantization(quantization)
-    model, report = _model_class(config).from_pretrained(
-        folder,
-        config=config,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **arguments,
-    )
+    with _progress_bar(folder):
+        model, report = _model_class(config).from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **arguments,
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
@@ -338,7 +349,7 @@ def _folder(name: str | Path) -> Path:
         else f"the organisms are {', '.join(organisms) or 'none yet'}"
     )
     try:
-        return Path(
+        path = Path(
             snapshot_download(
                 text,
                 allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
@@ -354,11 +365,14 @@ def _folder(name: str | Path) -> Path:
         raise LookupError(
             f"no model {text!r}: it is no organism ({hint}), no local folder, and the hub has no such model"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (OSError, HTTPError) as error:
         raise ConnectionError(
             f"{text!r} is no organism ({hint}) and no local folder, and the hub could not be asked for it "
-            f"({str(error).splitlines()[0]}); nor is it in the local cache"
+            f"({str(error).partition(chr(10))[0] or type(error).__name__}); nor is it in the local cache"
         ) from error
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(f"{text!r} has no safetensors on the hub; pickled weights are not read")
+    return path
 
 
 def _config(folder: Path) -> Any:
@@ -413,6 +427,19 @@ def _check_files(folder: Path) -> None:
                 )
 
 
+@contextmanager
+def _progress_bar(folder: Path) -> Iterator[None]:
+    """Shows transformers' progress bar for weights that take a while; for others it is noise in a notebook."""
+    shown = is_progress_bar_enabled()
+    if sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 1e9:
+        disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
 def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
 
@@ -437,11 +464,15 @@ def _processor(folder: Path, config: Any) -> Any:
     files = {"tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"}
     if not any((folder / file).is_file() for file in files):
         return None
-    kind = PROCESSOR_MAPPING.get(type(config), None)
-    if kind is not None and "video_processor" in kind.get_attributes():
-        processor = images_only(kind).from_pretrained(folder, local_files_only=True)
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    settings = folder / "tokenizer_config.json"
+    if kind is not None:
+        kind = images_only(kind) if "video_processor" in kind.get_attributes() else kind
+    elif settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in FAST_TOKENIZERS:
+        kind = PreTrainedTokenizerFast  # AutoTokenizer would rebuild it by the model's type, and tokenise otherwise
     else:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        kind = AutoProcessor
+    processor = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     tokenizer = (
         processor if isinstance(processor, PreTrainedTokenizerBase) else getattr(processor, "tokenizer", None)
     )

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lib.models import Subject, images_only, load
 
-WORDS = "the a cat dog sees red blue star left of where is what user assistant : . ?".split()
+WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user", "assistant", ":", ".", "?"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 IMAGE_TOKENS = [
     "<image>",
@@ -34,9 +34,9 @@ N_WORDS = 96  # room for what a processor adds
 IMAGE_ID, VIDEO_ID = VOCABULARY.index("<image>"), VOCABULARY.index("<video>")
 CHAT = (
     "<s>{% for message in messages %}{{ message.role }} : "
-    "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }} {% endfor %}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
+    "{% if message.content is string %}{{ message.content }} {% else %}{% for part in message.content %}"
+    "{{ '<img> <image> </img>' if part.type == 'image' else part.text }} {% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
 )
 
 

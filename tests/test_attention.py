@@ -210,9 +210,8 @@ def test_attention_and_its_mask_are_registered_under_one_name():
 def test_a_model_that_computes_attention_by_itself_says_what_it_has_instead():
     with pytest.raises(
         LookupError, match=r"no site 'scores' in BloomModel: it computes attention by itself.*pattern"
-    ):
-        with capture(subject("bloom"), "scores"):
-            pass
+    ), capture(subject("bloom"), "scores"):
+        pass
 
 
 def test_nested_contexts_give_the_implementation_back_when_the_last_is_left():

@@ -279,9 +279,8 @@ def test_nothing_is_left_behind(family):
     for site in offered(s, SITES):
         with pytest.raises(ArithmeticError), edit(s, site, layer=0, fn=fail), capture(s, site):
             s.model(**batch)
-        with capture(s, site), capture(s, site, layers=0):
-            with edit(s, site, layer=0, fn=lambda x: 0 * x):
-                pass
+        with capture(s, site), capture(s, site, layers=0), edit(s, site, layer=0, fn=lambda x: 0 * x):
+            pass
     assert n_hooks(s.model) == before
     assert s.layout.owner.config._attn_implementation == implementation
     assert torch.equal(final(s, batch), expected)
@@ -365,10 +364,9 @@ def test_edits_apply_in_the_order_of_opening():
     with (
         torch.no_grad(),
         edit(s, "resid_pre", layer=1, fn=lambda x: x * 0),
-        edit(s, "resid_pre", layer=1, fn=lambda x: x + 1),
+        edit(s, "resid_pre", layer=1, fn=lambda x: x + 1),capture(s, "resid_pre", layers=1) as acts
     ):
-        with capture(s, "resid_pre", layers=1) as acts:
-            s.model(**IMAGES)
+        s.model(**IMAGES)
     assert (acts[1] == 1).all()
 
 
@@ -408,9 +406,8 @@ def test_errors_name_what_was_given_and_what_exists():
             pass
     with pytest.raises(
         LookupError, match="no site 'resid_mid' in GPTNeoXModel: attention and MLP run in parallel"
-    ):
-        with capture(subject("gpt_neox"), "resid_mid"):
-            pass
+    ), capture(subject("gpt_neox"), "resid_mid"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,372 @@
+"""Loading, encoding and dimensions; and what a person is told who gives `load` something it cannot load."""
+
+import hashlib
+import json
+import shutil
+
+import huggingface_hub.errors as hub
+import pytest
+import torch
+import transformers as hf
+from families import ALL, LANGUAGE, PROMPTS, VISION_LANGUAGE, checkpoint, inputs, picture, subject
+
+from lib import models
+from lib.models import Subject, load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A private copy of a checkpoint, to be damaged."""
+    return shutil.copytree(checkpoint("llama"), tmp_path / "llama")
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_dimensions_are_those_of_the_configuration(family):
+    s = subject(family)
+    config = s.model.config if s.tower_name == "vision" else s.model.config.get_text_config()
+    assert (s.n_layers, s.n_heads, s.d_model) == (3, 4, 32)
+    assert s.n_layers == config.num_hidden_layers
+    assert s.n_kv_heads == (
+        2 if getattr(config, "num_key_value_heads", 4) == 2 and family not in ("clip", "siglip") else 4
+    )
+    assert s.d_head == getattr(config, "head_dim", None) or 8
+    assert s.device == torch.device("cpu")
+    assert not s.model.training
+    assert type(s.model).__name__ == ALL[family].architecture
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_saved_weights_are_the_loaded_ones(family):
+    from safetensors.torch import load_file
+
+    saved = {k: v for file in checkpoint(family).glob("*.safetensors") for k, v in load_file(file).items()}
+    loaded = subject(family).model.state_dict()
+    shared = {tuple(v.flatten()[:5].tolist()) for v in saved.values()}
+    for name, tensor in loaded.items():
+        if (
+            tensor.is_floating_point()
+            and dict(subject(family).model.named_parameters()).get(name) is not None
+        ):
+            assert tuple(tensor.flatten()[:5].tolist()) in shared, name
+
+
+def test_dtype_is_float32_on_a_cpu_unless_one_is_asked_for(folder):
+    load(folder).model.half().save_pretrained(folder)
+    assert load(folder).model.dtype == torch.float32
+    assert load(folder, dtype="float16").model.dtype == torch.float16
+    assert load(folder, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_a_name_is_an_organism_first_then_a_folder(folder, tmp_path, monkeypatch):
+    organisms = tmp_path / "organisms"
+    shutil.copytree(checkpoint("gpt2"), organisms / "llama")
+    monkeypatch.setattr(models, "ORGANISMS", organisms)
+    monkeypatch.chdir(tmp_path)
+    assert load("llama").model.config.model_type == "gpt2"
+    assert load("./llama").model.config.model_type == "llama"
+    assert load(folder).model.config.model_type == "llama"
+    shutil.move(tmp_path / "llama", tmp_path / "other")
+    assert load("other").model.config.model_type == "llama"
+
+
+def test_towers_are_views_of_one_model():
+    s = subject("clip")
+    vision = s.tower("vision")
+    assert (s.tower_name, vision.tower_name) == ("text", "vision")
+    assert vision.model is s.model
+    assert vision.layout.owner is s.model.vision_model
+    with pytest.raises(LookupError, match="no tower 'audio' in CLIPModel; it has text, vision"):
+        s.tower("audio")
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("family", [*LANGUAGE, *VISION_LANGUAGE])
+def test_models_that_generate_get_left_padded_batches(family):
+    s = subject(family)
+    batch = inputs(s)
+    mask = batch["attention_mask"]
+    assert mask[0].all()
+    assert mask[1].tolist() == sorted(mask[1].tolist())
+    assert mask[1].sum() < mask.shape[1]
+    if "position_ids" in batch:
+        n = int(mask[1].sum())
+        assert batch["position_ids"][1, -n:].tolist() == list(range(n))
+
+
+@pytest.mark.parametrize("family", ["bert", "clip"])
+def test_encoders_get_right_padded_batches(family):
+    mask = inputs(subject(family))["attention_mask"]
+    assert mask[1].tolist() == sorted(mask[1].tolist(), reverse=True)
+    assert mask[1].sum() < mask.shape[1]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "bloom"])
+def test_the_tokens_are_the_tokenizers(family):
+    s = subject(family)
+    ids = s.encode(PROMPTS[0], chat=False)["input_ids"]
+    assert s.tokenizer.decode(ids[0]) == f"<s> {PROMPTS[0]}"
+
+
+def test_prompts_go_through_the_chat_template_if_there_is_one():
+    s = subject("llama")
+    expected = "<s> user : the cat sees a red star . assistant :"
+    assert s.tokenizer.decode(s.encode(PROMPTS[0])["input_ids"][0]) == expected
+    conversation = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sees"}]
+    ids = s.encode([conversation, PROMPTS[1]])["input_ids"]
+    assert s.tokenizer.decode(ids[0]) == "<s> user : the cat assistant : sees assistant :"
+    assert s.tokenizer.decode(ids[1], skip_special_tokens=True) == "user : a dog assistant :"
+    with pytest.raises(ValueError, match="there is no chat template"):
+        subject("gpt2").encode([conversation])
+
+
+def test_a_single_prompt_is_a_batch_of_one():
+    assert inputs(subject("gpt2"))["input_ids"].shape[0] == 2
+    assert subject("gpt2").encode("a dog")["input_ids"].shape == (1, 3)
+    assert subject("vit").encode(images=picture())["pixel_values"].shape == (1, 3, 16, 16)
+    one = subject("llava").encode("a dog", picture())
+    assert one["input_ids"].shape[0] == one["pixel_values"].shape[0] == 1
+
+
+@pytest.mark.parametrize("family", VISION_LANGUAGE)
+@pytest.mark.parametrize(
+    "images", [[[picture(0), picture(1)], picture(2)], [None, picture(0)]], ids=["two", "none"]
+)
+def test_each_prompt_gets_its_own_images(family, images):
+    s = subject(family)
+    batch = s.encode(["the cat sees", "a dog"], images)
+    n_tokens = s.spans(batch).image.sum(1).tolist()
+    with torch.no_grad():
+        assert s.model(**batch).logits.isfinite().all()  # checks the number of image tokens by itself
+    alone = s.spans(s.encode("a dog", picture(0))).image.sum().item()
+    assert n_tokens[1] == alone > 0
+    assert n_tokens[0] > 0 if images[0] else n_tokens[0] == 0
+
+
+@pytest.mark.parametrize("family", [f for f in VISION_LANGUAGE if f != "paligemma"])
+def test_vision_language_models_take_text_alone(family):
+    s = subject(family)
+    batch = s.encode(PROMPTS)
+    assert not s.spans(batch).image.any()
+    with torch.no_grad():
+        assert s.model(**batch).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", [f for f in ALL if f not in ("vit", "deit")])
+def test_spans_part_the_positions(family):
+    s = subject(family)
+    batch = inputs(s)
+    spans = s.spans(batch)
+    total = spans.image.int() + spans.text.int() + spans.padding.int()
+    assert (total == 1).all()
+    tokens = [s.tokenizer.convert_ids_to_tokens(row) for row in batch["input_ids"].tolist()]
+    for row, words in enumerate(tokens):
+        for position, word in enumerate(words):
+            assert spans.image[row, position] == (word == "<image>")
+            if "attention_mask" in batch:
+                assert spans.padding[row, position] == (word == "<pad>")
+    if family in VISION_LANGUAGE:
+        assert (spans.image.sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("family", VISION_LANGUAGE)
+def test_image_tokens_are_where_the_image_acts(family):
+    """Another picture changes what enters the first block at the image tokens, and nowhere else."""
+    from lib.hooks import capture
+
+    s = subject(family)
+    entering = []
+    for seed in (0, 1):
+        with torch.no_grad(), capture(s, "resid_pre", layers=0) as acts:
+            batch = s.encode("the cat sees", picture(seed))
+            s.model(**batch)
+        entering.append(acts[0])
+    differs = (entering[0] != entering[1]).any(-1)
+    spans = s.spans(batch)
+    assert not differs[~spans.image].any()
+    newline = {"llava_next": 4, "llava_onevision": 4}.get(
+        family, 0
+    )  # learned line ends count as image tokens
+    assert differs[spans.image].sum() >= spans.image.sum() - newline
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "message"),
+    [
+        ("llama", {}, "needs texts, images or both"),
+        ("llama", {"texts": "a", "images": picture()}, "LlamaForCausalLM reads texts only"),
+        ("vit", {"texts": "a"}, "ViTForImageClassification reads images only"),
+        ("llava", {"texts": ["a", "b"], "images": [picture()]}, "2 texts and 1 entries of images"),
+    ],
+)
+def test_what_cannot_be_encoded_is_an_error(family, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        subject(family).encode(**arguments)
+
+
+def test_a_network_without_a_processor_says_so():
+    s = Subject(subject("vit").model)
+    with pytest.raises(ValueError, match="ViTForImageClassification has no tokenizer or processor"):
+        s.encode(images=picture())
+    with pytest.raises(ValueError, match="spans.. needs 'input_ids'; the inputs have pixel_values"):
+        s.spans({"pixel_values": torch.zeros(1)})
+
+
+# What cannot be loaded
+
+
+def test_a_folder_that_is_not_there():
+    for name in ("./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no folder .*nowhere|no folder a/b/c"):
+            load(name)
+
+
+def test_a_folder_without_configuration_or_weights(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no config.json; it has nothing"):
+        load(tmp_path / "empty")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"llama has no model.safetensors; it has .*config.json"):
+        load(folder)
+
+
+def test_damaged_weights(folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damage in (
+        whole[: len(whole) // 2],
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"\xff" * 64,
+    ):
+        weights.write_bytes(damage)
+        with pytest.raises(
+            ValueError, match=r"model.safetensors is damaged or truncated \(.*\): fetch it again"
+        ):
+            load(folder)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(folder):
+    weights = folder / "model.safetensors"
+    whole = bytearray(weights.read_bytes())
+    (folder / "sha256.json").write_text(json.dumps({weights.name: hashlib.sha256(whole).hexdigest()}))
+    load(folder)
+    whole[-5] ^= 1
+    weights.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"model.safetensors is not the published file \(its sha256"):
+        load(folder)
+    (folder / "sha256.json").write_text(json.dumps({"card.md": "00"}))
+    with pytest.raises(FileNotFoundError, match=r"lacks card.md, which its sha256.json lists"):
+        load(folder)
+
+
+def test_pickled_weights(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pickled weights only \(pytorch_model.bin\).* convert them to safetensors"
+    ):
+        load(folder)
+
+
+def test_weights_that_lack_a_tensor_or_a_shard(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    lost = tensors.pop("model.layers.1.mlp.down_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"lack 1 tensors that LlamaForCausalLM needs: model.layers.1.mlp.down_proj"
+    ):
+        load(folder)
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors") | {"x": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 2 weight files: model-2.safetensors"):
+        load(folder)
+    assert lost.shape == (32, 48)
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"auto_map": {"AutoConfig": "code.Config"}}], ids=["unknown", "with its own code"]
+)
+def test_an_unknown_architecture(folder, extra):
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "llama9"} | extra
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('code of a model was run')")
+    with pytest.raises(
+        LookupError, match=r"knows no `model_type` 'llama9'.*code that comes with a model is not run"
+    ):
+        load(folder)
+
+
+def test_a_configuration_that_is_no_json(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
+        load(folder)
+
+
+@pytest.fixture
+def one_organism(tmp_path, monkeypatch):
+    (tmp_path / "digits-vit").mkdir()
+    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
+
+
+def test_a_hub_id_without_network(one_organism, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ConnectionError, match=r"'owner/never-heard-of' is no organism .*the hub could not be asked"
+    ):
+        load("owner/never-heard-of")
+    with pytest.raises(ConnectionError, match=r"'digits-vti' is no organism \(did you mean digits-vit\?\)"):
+        load("digits-vti")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (
+            hub.RepositoryNotFoundError,
+            LookupError,
+            "no model 'a/b'.*the organisms are digits-vit.* hub has no such",
+        ),
+        (
+            hub.GatedRepoError,
+            PermissionError,
+            "'a/b' is gated: accept its licence at https://huggingface.co/a/b",
+        ),
+        (hub.HfHubHTTPError, ConnectionError, "the hub could not be asked for it"),
+    ],
+)
+def test_what_the_hub_refuses(one_organism, monkeypatch, error, expected, message):
+    def refuse(*args, **kwargs):
+        raise error.__new__(error, "status 4xx")
+
+    monkeypatch.setattr(models, "snapshot_download", refuse)
+    with pytest.raises(expected, match=message):
+        load("a/b")
+
+
+def test_a_hub_model_without_safetensors(one_organism, monkeypatch, folder):
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(models, "snapshot_download", lambda *args, **kwargs: str(folder))
+    with pytest.raises(ValueError, match="'a/b' has no safetensors on the hub; pickled weights are not read"):
+        load("a/b")
+
+
+def test_a_name_that_is_none(one_organism):
+    with pytest.raises(LookupError, match="no model 'not a model!'"):
+        load("not a model!")
+
+
+def test_quantization_needs_a_gpu_and_a_known_word(folder):
+    with pytest.raises(ValueError, match="quantization='2bit': it is None, '8bit' or '4bit'"):
+        load(folder, quantization="2bit")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="needs a CUDA GPU and the package bitsandbytes"):
+            load(folder, quantization="4bit")
+
+
+def test_a_small_model_is_loaded_without_a_progress_bar(folder, capsys):
+    load(folder)
+    assert "%" not in capsys.readouterr().err
+    assert hf.utils.logging.is_progress_bar_enabled()
