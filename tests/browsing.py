@@ -29,6 +29,11 @@ FIGURES = """() => [...document.querySelectorAll('main img')].map((img) => ({
     caption: img.closest('figure')?.querySelector('figcaption')?.innerText || '',
     drawn: img.naturalWidth > 0,
 }))"""
+WEIGHT = """async () => {
+    await document.fonts.ready;
+    const loaded = ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind));
+    return loaded.reduce((sum, e) => sum + (e.initiatorType === 'img' ? 0 : e.decodedBodySize), 0);
+}"""
 META = """() => Object.fromEntries(
     [...document.querySelectorAll('meta[name], meta[property], link[rel=canonical]')]
         .map((e) => [e.name || e.getAttribute('property') || 'canonical', e.content || e.href])
@@ -109,18 +114,9 @@ def _watch(page: Page, visit: Visit) -> None:
         if message.type == "error" and "ERR_FAILED" not in message.text:  # that one is our blocking
             visit.console.append(message.text)
 
-    def finished(request: Any) -> None:
-        response = request.response()
-        if response is None:
-            return
-        if response.status >= 400:
-            visit.missing.append(request.url)
-        if request.resource_type != "image":
-            visit.bytes += request.sizes()["responseBodySize"]
-
     page.on("console", console)
     page.on("pageerror", lambda error: visit.console.append(str(error)))
-    page.on("requestfinished", finished)
+    page.on("response", lambda r: visit.missing.append(r.url) if r.status >= 400 else None)
 
 
 def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
@@ -147,6 +143,7 @@ def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
                 visit.overflow = max(visit.overflow, page.evaluate(size))
             if first:
                 visit.foreign = list(foreign)
+                visit.bytes = page.evaluate(WEIGHT)
                 asked = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META}
                 visit.seen = {key: page.evaluate(script) for key, script in asked.items()}
             page.close()

@@ -59,8 +59,9 @@ _PREFIXES = {
 def styled(character: str, variant: str) -> str:
     """The mathematical alphanumeric character for a letter or digit in a style, e.g. R, double-struck: ℝ."""
     name = unicodedata.name(character, "")
-    name = re.sub(r"^(?:LATIN |GREEK )?(CAPITAL|SMALL) LETTER ", r"\1 ", name)
     name = re.sub(r"^(?:LATIN|GREEK) (CAPITAL|SMALL) LETTER ", r"\1 ", name)
+    if (character, variant) == ("h", "italic"):
+        return "\N{PLANCK CONSTANT}"
     for prefix in _PREFIXES.get(variant, []):
         try:
             return unicodedata.lookup(f"{prefix} {name}")

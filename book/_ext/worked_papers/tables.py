@@ -196,6 +196,7 @@ def always_anew(app: Sphinx, env: Any, added: set, changed: set, removed: set) -
 
 
 def setup(app: Sphinx) -> None:
+    app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
     for name in TABLES:
         app.add_directive(name, Organisms if name == "organisms" else MadeFromData)

@@ -85,16 +85,28 @@ def search_sections(html: str) -> list[list[str]]:
     return [section for section in tidy if section[1] or section[2]]
 
 
+def mend(body: str) -> str:
+    """Let tables scroll inside themselves, and repair markup that assistive software cannot read."""
+    body = re.sub(r"<table\b.*?</table>", r'<div class="scroll">\g<0></div>', body, flags=re.DOTALL)
+    body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+    def flatten(signature: re.Match) -> str:
+        """A list inside <dt> that has no terms."""
+        return re.sub(r"<(/?)d[ld]>", r"<\1div>", signature[0]).replace("<div>", '<div class="params">', 1)
+
+    return re.sub(r'<dt class="sig\b.*?</dt>', flatten, body, flags=re.DOTALL)
+
+
 def finish_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Let wide tables scroll inside themselves, hand addresses to the templates, index the text."""
+    """Mend the page, hand addresses to the templates, note text for the search, maths for the font."""
     context["addresses"] = app.config.worked_papers_addresses
     context["site_path"] = urlsplit(app.config.html_baseurl).path
     if doctree is None:
         return
-    body = re.sub(r"(<table\b.*?</table>)", r'<div class="scroll">\1</div>', context["body"], flags=re.DOTALL)
-    context["body"] = body
+    context["body"] = body = mend(context["body"])
     title = re.sub(r"<[^>]*>", "", context["title"])
     app.worked_papers_search.append([app.builder.get_target_uri(page), title, search_sections(body)])
     app.worked_papers_maths.update(fonts.characters_of_maths(body))
@@ -128,7 +140,6 @@ def write_files(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.add_config_value("worked_papers_addresses", {}, "html")
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it, also without its extension
     app.add_html_theme("worked_papers", str(THEME))
     app.connect("config-inited", set_addresses, priority=100)
