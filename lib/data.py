@@ -86,7 +86,9 @@ def images(
             break
     table = pyarrow.concat_tables(tables)
     table = table.take(rng.permutation(len(table))[:n])
-    pictures = [Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()]
+    pictures: list[Image.Image] = [
+        Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()
+    ]
     return pictures, table["label"].to_numpy()
 
 

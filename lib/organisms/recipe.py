@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -34,7 +35,8 @@ class Stage:
     clip: float = 1.0
     trains: str = ""
     """Regular expression: only parameters in whose names it is found are trained."""
-    loss: Callable[[PreTrainedModel, Batch], Tensor] = model_loss
+    loss: Callable[[Any, Batch], Tensor] = model_loss
+    """(model, batch) -> what is minimised."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Recipe:
 
     build: Callable[[], PreTrainedModel]
     """The untrained model; called with torch's generator set to the seed."""
-    processors: Callable[[], list]
+    processors: Callable[[], list[Any]]
     """Tokenizer, image processor: whatever `save_pretrained` has to put beside the weights."""
     stages: tuple[Stage, ...]
     evaluate: Callable[[Subject], dict[str, Estimate]]

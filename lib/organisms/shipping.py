@@ -4,8 +4,10 @@ import hashlib
 import json
 import platform
 import shutil
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,12 +82,10 @@ def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str,
 
 
 def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
-    model = model.to("cpu")
-    halved = {
-        key: tensor.half() if recipe.half and tensor.is_floating_point() else tensor
-        for key, tensor in model.state_dict().items()
-    }
-    model.save_pretrained(folder, state_dict=halved)
+    shipped: Any = deepcopy(model)  # knows which weights are tied
+    shipped.to("cpu", torch.float16 if recipe.half else torch.float32).save_pretrained(folder)
+    shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored
+    shipped.config.save_pretrained(folder)
     for processor in recipe.processors():
         processor.save_pretrained(folder)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

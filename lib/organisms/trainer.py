@@ -62,7 +62,8 @@ def fit(
         ValueError: the checkpoint is damaged or of another recipe, or a stage has nothing to train.
     """
     torch.manual_seed(seed)
-    model = recipe.build().to(device).train()
+    model: Any = recipe.build().train()
+    model.to(device)
     fingerprint = _fingerprint(recipe, seed, model)
     state, saved = State(), None
     if checkpoint and checkpoint.exists():
@@ -114,6 +115,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 def _optimizer(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
     """AdamW on the parameters that the stage trains; vectors (biases, norms) are not decayed."""
+    model.zero_grad()  # what is frozen now must not count in the norm of the gradient
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(stage.trains, name) is not None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
