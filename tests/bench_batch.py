@@ -1,8 +1,8 @@
 """The runner against plain papermill in a loop: `python tests/bench_batch.py [--synthetic N]`.
 
 Two batches: small synthetic chapters that import torch and transformers, so that the start of the kernels is
-what is measured, and the book's own chapters at their `smoke` preset. Each is run by papermill in a loop, cold
-by the runner with two jobs, and again by the runner when nothing has changed.
+what is measured, and the book's own chapters at their `smoke` preset. Each is run by papermill in a loop, by
+the runner with two jobs, and again by the runner when nothing has changed.
 """
 
 import argparse

@@ -315,6 +315,14 @@ def test_a_result_from_the_cache_is_the_result_itself(small, monkeypatch):
     assert (again.seconds, again.peak_memory_mib) == (first.seconds, first.peak_memory_mib)
 
 
+def test_a_result_is_not_kept_if_the_code_was_edited_while_it_ran(small):
+    write(small, "b", chapter("open('lib/second.py', 'a').write('three = 3\\n')\nimport lib.second"))
+    first = run(small, "b").results[0]
+    assert first.status == "passed"
+    assert first.reason == "not kept, changed meanwhile: lib/second.py"
+    assert statuses(run(small, "b")) == {"b": "passed"}
+
+
 def test_a_failure_replaces_the_older_success_and_the_reverse(small):
     good = run(small, "b").results[0].notebook
     write(small, "b", chapter("1/0"))
@@ -334,6 +342,15 @@ def test_an_ordinary_kernel_does_the_same_where_forking_is_impossible(small, mon
     assert (forked.status, ordinary.status) == ("passed", "passed")
     plain = [nbformat.read(r.notebook, as_version=4).cells[-1].outputs for r in (forked, ordinary)]
     assert plain[0] == plain[1]
+
+
+def test_numerical_libraries_use_their_threads_in_a_forked_kernel(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    source = "import numpy as np, torch\na = np.ones((600, 600)); t = torch.ones(600, 600)\n"
+    source += "print((a @ a).max(), (t @ t).max().item(), torch.get_num_threads())"
+    report = run(build(tmp_path, a=chapter(source)), timeout=60)
+    assert stdout(report.results[0].notebook) == "600.0 600.0 2\n"
 
 
 def test_a_scheduler_elsewhere_and_an_output_url_take_the_same_path(small):
@@ -434,6 +451,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, n
     _, errors = process.communicate(timeout=30)
     assert process.returncode == status
     assert "Traceback" not in errors
+    assert number == signal.SIGKILL or "1 passed, interrupted" in errors
     pid = int(kernel.read_text())
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and time.monotonic() < deadline:

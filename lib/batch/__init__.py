@@ -66,6 +66,7 @@ def run(
     """
     if jobs < 1 or timeout <= 0:
         raise ValueError(f"jobs={jobs}, timeout={timeout}: expected at least one job and a positive time")
+    console = console or Console(stderr=True)
     planned = plan_runs(slugs, preset, parameters, sweep, root)
     batch = _Batch(root, Output(out or root / "_build" / "runs" / preset), dry_run)
     report = Report(preset, started=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -74,7 +75,7 @@ def run(
         batch.output.prepare()
     results: dict[str, Result] = {}
     try:
-        with Display(console or Console(stderr=True), len(planned)) as display:
+        with Display(console, len(planned)) as display:
             todo = []
             for job in planned:
                 if not force and (notebook := batch.cached(job)):
@@ -90,7 +91,7 @@ def run(
             with contextlib.closing(outcomes):
                 for job, outcome in outcomes:
                     results[job.name] = batch.keep(job, outcome)
-                    results[job.name].reason = reasons[job.name]
+                    results[job.name].reason = results[job.name].reason or reasons[job.name]
                     display.finished(results[job.name])
     except BaseException:
         report.interrupted = True
@@ -98,6 +99,8 @@ def run(
     finally:
         report.results = [results[job.name] for job in planned if job.name in results]
         report.seconds = round(time.monotonic() - started, 3)
+        if report.interrupted:
+            console.print(f"{report.summary()}; the same command goes on from there", highlight=False)
         if not dry_run:
             batch.output.write("report.json", report.to_json().encode())
             batch.output.write("junit.xml", report.to_junit())
@@ -129,15 +132,18 @@ class _Batch:
     def keep(self, job: Job, outcome: Outcome) -> Result:
         """Store what came of a run, unless what decides its result was changed meanwhile."""
         notebook = redact(outcome.notebook)
-        if outcome.status == "passed" and not changed(job, self.root):
-            self.cache.store(job, notebook)
         result = self.result(job, outcome.status, notebook)
         result.seconds = outcome.seconds
         result.cell, result.error = redact(outcome.cell), redact(outcome.error)
+        if outcome.status == "passed":
+            if differing := changed(job, self.root):
+                result.reason = f"not kept, changed meanwhile: {', '.join(differing)}"
+            else:
+                self.cache.store(job, notebook)
         return result
 
     def result(self, job: Job, status: str, notebook: NotebookNode | None) -> Result:
-        """Of a run; its notebook is put where the reader looks for it."""
+        """Of a run; its notebook is put where readers look for it."""
         result = Result(job.name, job.slug, job.preset, job.parameters, job.key, status)
         good, bad = f"{job.name}.ipynb", f"failed/{job.name}.ipynb"
         if not self.dry_run:  # an older notebook must not be taken for this run's

@@ -46,7 +46,7 @@ class Result:
     error: str | None = None
     """Its traceback."""
     reason: str = ""
-    """Why it is not served from the cache."""
+    """Why it was not served from the cache, or was not put there."""
 
 
 @dataclass
