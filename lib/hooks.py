@@ -27,42 +27,31 @@ if TYPE_CHECKING:
 Positions = int | slice | list[int] | Tensor
 
 
-class Activations(Mapping[int, Any]):
+class Activations(dict[int, Any]):
     """What a `capture` has seen: layer -> activation, or with `reduce` layer -> state.
 
     Attributes:
-        passes: layer -> one activation for each forward pass, as under `generate`; empty with `reduce`.
+        passes: layer -> one activation for each forward pass; empty with `reduce`. Several of them, as under
+            `generate`, are found here only.
     """
 
-    def __init__(self, site: str, layers: list[int], reduced: bool) -> None:
+    def __init__(self, site: str, layers: list[int]) -> None:
+        """Empty, for the given layers."""
+        super().__init__()
         self.site = site
         self.passes: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        self.states: dict[int, Any] | None = dict.fromkeys(layers) if reduced else None
 
-    def __getitem__(self, layer: int) -> Any:
+    def __missing__(self, layer: int) -> Any:
+        """Says why there is no one activation."""
+        where = f"layer {layer} of {self.site!r}"
         if layer not in self.passes:
-            raise LookupError(
-                f"layer {layer} of {self.site!r} was not captured; captured: {list(self.passes)}"
-            )
-        if self.states is not None:
-            return self.states[layer]
-        passes = self.passes[layer]
-        if not passes:
-            raise LookupError(
-                f"no forward pass has reached layer {layer} of {self.site!r} inside this capture"
-            )
-        if len(passes) > 1:
-            raise LookupError(
-                f"layer {layer} of {self.site!r} was captured in {len(passes)} forward passes: they are in "
-                f"`.passes[{layer}]`; or give `reduce` to fold them into one"
-            )
-        return passes[0]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.passes)
-
-    def __len__(self) -> int:
-        return len(self.passes)
+            raise LookupError(f"{where} was not captured; captured: {list(self.passes)}")
+        if not self.passes[layer]:
+            raise LookupError(f"no forward pass has reached {where} inside this capture")
+        raise LookupError(
+            f"{where} was captured in {len(self.passes[layer])} forward passes: they are in "
+            f"`.passes[{layer}]`; or give `reduce` to fold them into one"
+        )
 
 
 @contextmanager
@@ -84,8 +73,8 @@ def capture(
         positions: index into the sequence (for scores and patterns, the query) axis; None for all.
         reduce: `reduce(state, activation) -> state`, run inside the forward pass and starting from None. The
             result then holds the last state, so that memory does not grow with the number of passes.
-        grad: keep activations in the autograd graph, so that gradients can be taken with respect to them; they
-            are detached otherwise.
+        grad: keep activations in the autograd graph, so that gradients can be taken with respect to them.
+            Otherwise they are detached.
 
     Yields:
         The activations by layer, filled by each forward pass.
@@ -96,12 +85,12 @@ def capture(
     """
     layout = subject.layout
     chosen = layout.layers(site, layers)
-    acts = Activations(site, chosen, reduced=reduce is not None)
+    acts = Activations(site, chosen)
     axis = 2 if site in ("scores", "pattern") else 1
     index = None if positions is None else (slice(None),) * axis + (positions,)
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
-        states, seen = acts.states, acts.passes[layer]
+        seen = acts.passes[layer]
         # A copy where a view would keep a larger tensor alive, or a later edit may write into this one.
         copied = isinstance(positions, (int, slice)) or site == "resid_mid"
 
@@ -111,10 +100,14 @@ def capture(
             kept = activation if grad else activation.detach()
             if index is not None:
                 kept = kept[index]
-            if states is not None:
-                states[layer] = reduce(states[layer], kept)  # type: ignore[misc]
+            if reduce is not None:
+                acts[layer] = reduce(acts.get(layer), kept)
+                return activation
+            seen.append(kept.clone() if copied and not grad else kept)
+            if len(seen) == 1:
+                acts[layer] = seen[0]
             else:
-                seen.append(kept.clone() if copied and not grad else kept)
+                acts.pop(layer, None)
             return activation
 
         return keep

@@ -1,9 +1,11 @@
 """Models: `load` one by name, and ask it for its inputs and dimensions.
 
-subject = load("scenes-vlm")                        # an organism of this book
-subject = load("llava-hf/llava-1.5-7b-hf")          # a model of the Hugging Face hub
-inputs = subject.encode(["What is left of the red star?"], images=[image])
-subject.model.generate(**inputs)
+For example:
+
+    subject = load("scenes-vlm")                        # an organism of this book
+    subject = load("llava-hf/llava-1.5-7b-hf")          # a model of the Hugging Face hub
+    inputs = subject.encode(["What is left of the red star?"], images=[image])
+    subject.model.generate(**inputs)
 """
 
 import difflib
@@ -94,7 +96,7 @@ class Subject:
             LookupError: the model's blocks fit no known architecture, or it has no such tower.
         """
         self.model = model
-        self.processor = processor or tokenizer
+        self.processor: Any = tokenizer if processor is None else processor
         if isinstance(processor, PreTrainedTokenizerBase):
             tokenizer = processor
         self.tokenizer = tokenizer or getattr(processor, "tokenizer", None)
@@ -150,40 +152,42 @@ class Subject:
         name = type(self.model).__name__
         if self.processor is None:
             raise ValueError(
-                f"{name} has no tokenizer or processor: give one to Subject, or build its inputs yourself"
+                f"{name} has no tokenizer or processor: give one to Subject, or build its inputs"
             )
         if texts is None and images is None:
             raise ValueError("encode() needs texts, images or both")
         if texts is not None and self.tokenizer is None:
             raise ValueError(f"{name} reads images only: encode(images=...)")
         if images is not None and self.processor is self.tokenizer:
-            raise ValueError(f"{name} reads texts only, images were given")
+            raise ValueError(f"{name} reads texts only, but images were given")
 
-        one = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
-        batch: list[Text] | None = [texts] if one else texts and list(texts)  # type: ignore[assignment, list-item]
-        if images is not None and (one or isinstance(images, Image)):
-            images = [images]  # type: ignore[list-item]
-        if batch is None:
-            return self._on_device(self.processor(images=list(images), return_tensors="pt"))  # type: ignore[arg-type]
+        one: Any = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
+        batch: Any = [texts] if one else texts
+        pictures: Any = [images] if images is not None and (one or isinstance(images, Image)) else images
+        if batch is not None and self.model.can_generate():
+            encoded = self._encode_prompts(batch, self._pictures(len(batch), pictures), chat)
+        else:
+            siglip = self.model.config.model_type == "siglip"  # was trained on texts padded to one length
+            arguments: dict[str, Any] = {"images": list(pictures)} if pictures is not None else {}
+            if batch is not None:
+                arguments |= {"text": list(batch), "padding": "max_length" if siglip else True}
+            encoded = self.processor(**arguments, return_tensors="pt")
 
-        arguments: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
-        if not self.model.can_generate():
-            if self.model.config.model_type == "siglip":
-                arguments["padding"] = "max_length"  # as it was trained
-            if images is not None:
-                arguments["images"] = list(images)
-            return self._on_device(self.processor(text=batch, **arguments))
+        def place(x: Tensor) -> Tensor:
+            return x.to(self.device, self.model.dtype if x.is_floating_point() else None)
 
-        pictures = self._pictures(len(batch), images)
-        templated = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
-        if chat is None:
-            chat = bool(templated.chat_template)
-        arguments["padding_side"] = "left"
-        prompts = [
-            self._prompt(text, len(own), templated if chat else None)
-            for text, own in zip(batch, pictures, strict=True)
-        ]
-        if chat:
+        return {name: place(x) for name, x in encoded.items()}
+
+    def _encode_prompts(self, texts: Sequence[Text], pictures: list[list[Image]], chat: bool | None) -> dict:
+        """Left-padded inputs of a model that generates."""
+        templated: Any = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+        if chat and not templated.chat_template:
+            raise ValueError(f"chat=True, but {type(self.model).__name__}'s tokenizer has no chat template")
+        if chat is False or not templated.chat_template:
+            templated = None
+        prompts = [self._prompt(text, len(own), templated) for text, own in zip(texts, pictures, strict=True)]
+        arguments: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if templated:
             arguments["add_special_tokens"] = False  # the template has written them
         if any(pictures):
             arguments["images"] = [own for own in pictures if own]
@@ -193,7 +197,7 @@ class Subject:
         encoded.pop("labels", None)  # PaliGemma's, for training
         if not self.image_token_ids and "position_ids" in inspect.signature(self.model.forward).parameters:
             encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
-        return self._on_device(encoded)
+        return encoded
 
     def _pictures(self, n_texts: int, images: Any) -> list[list[Image]]:
         """The images of each text, as lists."""
@@ -206,23 +210,19 @@ class Subject:
         return [[] if own is None else [own] if isinstance(own, Image) else list(own) for own in images]
 
     def _prompt(self, text: Text, n_images: int, templated: Any) -> str:
-        if templated is None:
-            if not isinstance(text, str):
-                raise ValueError("a conversation was given, but there is no chat template to write it with")
+        """One text as the processor takes it: with its chat turns and image markers."""
+        content: Any = text
+        if isinstance(text, str) and templated is self.processor is not self.tokenizer:
+            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
+        elif isinstance(text, str):
             marker = getattr(self.processor, "image_token", "")
-            return text if marker and marker in text else marker * n_images + text
-        if isinstance(text, str):
-            content: Any = text
-            if templated is not self.tokenizer:
-                content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
-            text = [{"role": "user", "content": content}]
-        return templated.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
-
-    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        def place(x: Tensor) -> Tensor:
-            return x.to(self.device, self.model.dtype if x.is_floating_point() else None)
-
-        return {name: place(x) for name, x in inputs.items()}
+            content = text if marker and marker in text else marker * n_images + text
+        if templated is None:
+            if not isinstance(content, str):
+                raise ValueError("a conversation was given, but there is no chat template to write it with")
+            return content
+        turns = [{"role": "user", "content": content}] if isinstance(text, str) else text
+        return templated.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def spans(self, inputs: Mapping[str, Tensor]) -> Spans:
         """Which positions of encoded inputs are image tokens, text and padding.
@@ -238,38 +238,33 @@ class Subject:
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
-        image = (
-            torch.isin(ids, torch.tensor(self.image_token_ids, device=ids.device, dtype=ids.dtype)) & ~padding
-        )
+        image = torch.isin(ids, ids.new_tensor(self.image_token_ids)) & ~padding
         return Spans(image, ~image & ~padding, padding)
 
     @torch.no_grad()
     def _without_contradictions(self) -> Layout:
-        """For an architecture without a row of its own: withholds the sites that a small forward pass contradicts."""
+        """For an architecture without a row of its own: withholds the sites that a small pass contradicts."""
         layout, owner = self.layout, self.layout.owner
-        if modality(owner) == "text":
-            inputs = {"input_ids": torch.tensor([[1, 2, 3, 4]], device=owner.device)}
-        else:
-            size = getattr(owner.config, "image_size", 224)
-            shape = (
-                1,
-                getattr(owner.config, "num_channels", 3),
-                *([size] * 2 if isinstance(size, int) else size),
-            )
-            inputs = {
-                "pixel_values": torch.linspace(-1, 1, math.prod(shape))
-                .view(shape)
-                .to(owner.device, owner.dtype)
-            }
         names = {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"} - layout.withheld.keys()
         training = owner.training
         owner.eval()
-        with ExitStack() as stack:
-            acts = {site: stack.enter_context(capture(self, site)) for site in names}
-            owner(**inputs)
+        try:
+            with ExitStack() as stack:
+                acts = {site: stack.enter_context(capture(self, site)) for site in names}
+                if modality(owner) == "text":
+                    owner(input_ids=torch.tensor([[1, 2, 3, 4]], device=owner.device))
+                else:
+                    shape = (1, owner.config.num_channels, owner.config.image_size, owner.config.image_size)
+                    pixels = torch.linspace(-1, 1, math.prod(shape), device=owner.device, dtype=owner.dtype)
+                    owner(pixel_values=pixels.view(shape))
+            wrong = contradicted(acts)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it wants other inputs
+            wrong = names - {"resid_pre", "resid_post"}
         owner.train(training)
-        reason = "by the row of lib.sites.FAMILIES that fits it, its residual stream does not add up"
-        return replace(layout, withheld=layout.withheld | dict.fromkeys(contradicted(acts), reason))
+        reason = (
+            "it has no row in lib.sites.TABLE, and by the nearest one its residual stream does not add up"
+        )
+        return replace(layout, withheld=layout.withheld | dict.fromkeys(wrong, reason))
 
 
 def load(
@@ -281,8 +276,8 @@ def load(
 ) -> Subject:
     """Loads a model: an organism of this book, a local folder, or a model of the Hugging Face hub.
 
-    `name` is taken for, in this order: an organism, if `data/models` has a folder of that name; a local folder,
-    if there is one or if it starts with `.`, `/` or `~`; a hub id.
+    `name` is taken for, in this order: an organism, if `data/models` has a folder of that name; a local
+    folder, if there is one or if it starts with `.`, `/` or `~`; a hub id.
     Weights are read from safetensors only, and no code that comes with a model is ever run.
 
     Args:
@@ -313,7 +308,7 @@ def load(
     if quantization:
         arguments["quantization_config"] = _quantization(quantization)
     with _progress_bar(folder):
-        model, report = _model_class(config).from_pretrained(
+        model, report = _model_class(folder, config).from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
@@ -343,11 +338,7 @@ def _folder(name: str | Path) -> Path:
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise FileNotFoundError(f"no folder {path} (a model is an organism, an existing folder, or a hub id)")
     close = difflib.get_close_matches(text, organisms, n=3)
-    hint = (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else f"the organisms are {', '.join(organisms) or 'none yet'}"
-    )
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the organisms are {', '.join(organisms)}"
     try:
         path = Path(
             snapshot_download(
@@ -359,7 +350,7 @@ def _folder(name: str | Path) -> Path:
         )
     except GatedRepoError as error:
         raise PermissionError(
-            f"{text!r} is gated: accept its licence at https://huggingface.co/{text}, then run `hf auth login`"
+            f"{text!r} is gated: accept its licence at https://huggingface.co/{text}, and run `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise LookupError(
@@ -368,7 +359,7 @@ def _folder(name: str | Path) -> Path:
     except (OSError, HTTPError) as error:
         raise ConnectionError(
             f"{text!r} is no organism ({hint}) and no local folder, and the hub could not be asked for it "
-            f"({str(error).partition(chr(10))[0] or type(error).__name__}); nor is it in the local cache"
+            f"({type(error).__name__}); nor is it in the local cache"
         ) from error
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{text!r} has no safetensors on the hub; pickled weights are not read")
@@ -402,10 +393,9 @@ def _check_files(folder: Path) -> None:
                 f"{folder} lacks {len(missing)} of {len(shards)} weight files: {missing[0]}, ..."
             )
     elif not weights:
-        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-        if pickles:
+        if pickles := [path.name for pattern in PICKLES for path in folder.glob(pattern)]:
             raise ValueError(
-                f"{folder} has pickled weights only ({', '.join(pickles)}); reading a pickle can run any code: "
+                f"{folder} has pickled weights only ({', '.join(pickles)}), and a pickle can run any code: "
                 "convert them to safetensors (`model.save_pretrained` in an environment you trust)"
             )
         raise FileNotFoundError(f"{folder} has no model.safetensors; it has {_listing(folder)}")
@@ -429,7 +419,7 @@ def _check_files(folder: Path) -> None:
 
 @contextmanager
 def _progress_bar(folder: Path) -> Iterator[None]:
-    """Shows transformers' progress bar for weights that take a while; for others it is noise in a notebook."""
+    """Shows transformers' progress bar only for weights that take a while; else it is noise in a notebook."""
     shown = is_progress_bar_enabled()
     if sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 1e9:
         disable_progress_bar()
@@ -444,19 +434,14 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the checkpoint was saved from, or else the one for what the architecture mostly does."""
+def _model_class(folder: Path, config: Any) -> Any:
+    """The class that the checkpoint was saved from."""
     for name in config.architectures or []:
         if hasattr(transformers, name):
             return getattr(transformers, name)
-    for mapping, auto in [
-        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", transformers.AutoModelForImageTextToText),
-        ("MODEL_FOR_CAUSAL_LM_MAPPING", transformers.AutoModelForCausalLM),
-        ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", transformers.AutoModelForImageClassification),
-    ]:
-        if type(config) in getattr(transformers, mapping):
-            return auto
-    return transformers.AutoModel
+    raise LookupError(
+        f"{folder}: transformers has no class {config.architectures} (`architectures` in config.json)"
+    )
 
 
 def _processor(folder: Path, config: Any) -> Any:
@@ -469,14 +454,12 @@ def _processor(folder: Path, config: Any) -> Any:
     if kind is not None:
         kind = images_only(kind) if "video_processor" in kind.get_attributes() else kind
     elif settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in FAST_TOKENIZERS:
-        kind = PreTrainedTokenizerFast  # AutoTokenizer would rebuild it by the model's type, and tokenise otherwise
+        kind = PreTrainedTokenizerFast  # AutoTokenizer may rebuild it by the model's type, to other tokens
     else:
         kind = AutoProcessor
     processor = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    tokenizer = (
-        processor if isinstance(processor, PreTrainedTokenizerBase) else getattr(processor, "tokenizer", None)
-    )
-    if tokenizer is not None and tokenizer.pad_token is None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor
 

@@ -1,7 +1,7 @@
 """Sites: where things are in each architecture.
 
-A site is a named place in a transformer at which an activation can be read or changed. `FAMILIES` has one row
-a family: the paths, inside one block, of the modules at whose input or output each site lies. An architecture
+A site is a named place in a transformer at which an activation can be read or changed. `TABLE` has one row a
+family: the paths, inside one block, of the modules at whose input or output each site lies. An architecture
 without a row of its own gets the first row whose modules its blocks all have (`lib.models` then compares the
 sites with one another in a small forward pass, and withholds those that do not add up).
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SITES = {
-    "embed": "batch seq d_model: embedded tokens (text), or embedded patches with positions (vision); layer 0",
+    "embed": "batch seq d_model: embedded tokens (text) or patches with positions (vision); layer 0 only",
     "resid_pre": "batch seq d_model: the residual stream that enters a block",
     "resid_mid": "batch seq d_model: the residual stream between attention and MLP",
     "resid_post": "batch seq d_model: the residual stream that leaves a block",
@@ -35,14 +35,14 @@ SITES = {
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table. All paths are relative to a block.
+    """One row of the table: paths of modules, relative to a block (`qkv`: to the attention module).
 
     Attributes:
         attention: the module that calls the attention function.
         qkv: the projections to q, k and v; or one fused projection.
         out: attention's output projection; its input is `z`.
+        mid: the module that reads `resid_mid` ("ln_2"), or, after a ">", that returns it (">attention").
         down: the MLP's last projection; its input is `mlp_act`. Empty for a mixture of experts.
-        mid: the module that reads `resid_mid` ("ln_2"), or after a ">" the one that returns it (">attention").
         attn_out, mlp_out: modules whose output is added to the residual stream, if not `out` and `down`.
         fused: order in a fused projection: "blocks" (all q, all k, all v) or "heads" (q, k, v of each head).
         pattern: the module that receives the pattern, in a family that computes attention by itself.
@@ -50,113 +50,68 @@ class Family:
     """
 
     attention: str
-    qkv: tuple[str, ...]
+    qkv: str
     out: str
-    down: str
     mid: str
+    down: str
     attn_out: str = ""
     mlp_out: str = ""
     fused: Literal["blocks", "heads"] = "blocks"
     pattern: str = ""
     flat: bool = False
 
+    @property
+    def projections(self) -> list[str]:
+        """Paths of the projections to q, k and v, or of the fused one."""
+        return [f"{self.attention}.{name}" for name in self.qkv.split()]
+
     def fits(self, block: nn.Module) -> bool:
         """Whether a block has all modules that this row names."""
-        paths = [self.attention, *self.qkv, self.out, self.mid.removeprefix(">")]
+        paths = [self.attention, *self.projections, self.out, self.mid.removeprefix(">")]
         paths += filter(None, [self.down, self.attn_out, self.mlp_out, self.pattern])
         return all(module(block, path) is not None for path in paths)
 
 
-def _projections(prefix: str, names: str = "q_proj k_proj v_proj") -> tuple[str, ...]:
-    return tuple(f"{prefix}.{name}" for name in names.split())
-
-
-LLAMA = Family(
-    attention="self_attn",
-    qkv=_projections("self_attn"),
-    out="self_attn.o_proj",
-    down="mlp.down_proj",
-    mid="post_attention_layernorm",
-)
-GEMMA = replace(  # a norm before and after each half
-    LLAMA,
-    mid="pre_feedforward_layernorm",
-    attn_out="post_attention_layernorm",
-    mlp_out="post_feedforward_layernorm",
-)
-OLMO = replace(GEMMA, mid="mlp")  # norms only after each half, so that the MLP reads the stream itself
+QKV, NORM, FFN_NORM = "q_proj k_proj v_proj", "post_attention_layernorm", "post_feedforward_layernorm"
+LLAMA = Family("self_attn", QKV, "self_attn.o_proj", NORM, "mlp.down_proj")
+# A norm before and after each half; a norm only after each half, so that the MLP reads the stream itself.
+GEMMA = replace(LLAMA, mid="pre_feedforward_layernorm", attn_out=NORM, mlp_out=FFN_NORM)
+OLMO = replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM)
 MIXTURE = replace(LLAMA, down="", mlp_out="mlp")
-PHI = replace(LLAMA, qkv=("self_attn.qkv_proj",))
-GPT2 = Family(attention="attn", qkv=("attn.c_attn",), out="attn.c_proj", down="mlp.c_proj", mid="ln_2")
-NEOX = Family(
-    attention="attention",
-    qkv=("attention.query_key_value",),
-    out="attention.dense",
-    down="mlp.dense_4h_to_h",
-    mid="post_attention_layernorm",
-    fused="heads",
-)
-BLOOM = Family(
-    attention="self_attention",
-    qkv=("self_attention.query_key_value",),
-    out="self_attention.dense",
-    down="mlp.dense_4h_to_h",
-    mid=">self_attention",  # adds the residual stream by itself
+PHI = replace(LLAMA, qkv="qkv_proj")
+GPT2 = Family("attn", "c_attn", "attn.c_proj", "ln_2", "mlp.c_proj")
+NEOX = Family("attention", "query_key_value", "attention.dense", NORM, "mlp.dense_4h_to_h", fused="heads")
+BLOOM = Family(  # its attention and its MLP add the residual stream by themselves
+    "self_attention",
+    "query_key_value",
+    "self_attention.dense",
+    ">self_attention",
+    "mlp.dense_4h_to_h",
     fused="heads",
     pattern="self_attention.attention_dropout",
 )
-OPT = Family(
-    attention="self_attn",
-    qkv=_projections("self_attn"),
-    out="self_attn.out_proj",
-    down="fc2",
-    mid="final_layer_norm",
-    flat=True,
-)
-CLIP = replace(OPT, down="mlp.fc2", mid="layer_norm2", flat=False)
-VIT = Family(
-    attention="attention",
-    qkv=_projections("attention"),
-    out="attention.o_proj",
-    down="mlp.fc2",
-    mid="layernorm_after",
-)
-BERT = Family(
-    attention="attention.self",
-    qkv=_projections("attention.self", "query key value"),
-    out="attention.output.dense",
-    down="output.dense",
-    mid=">attention",
-)
+OPT = Family("self_attn", QKV, "self_attn.out_proj", "final_layer_norm", "fc2", flat=True)
+CLIP = Family("self_attn", QKV, "self_attn.out_proj", "layer_norm2", "mlp.fc2")
+VIT = Family("attention", QKV, "attention.o_proj", "layernorm_after", "mlp.fc2")
+BERT = Family("attention.self", "query key value", "attention.output.dense", ">attention", "output.dense")
 
-# `model_type` of the configuration of the blocks' owner -> row. Order matters for unlisted families: a row comes
-# after those that need more modules (a Gemma block has all that a Llama block has).
-FAMILIES: dict[str, Family] = {
-    "gemma2": GEMMA,
-    "gemma3_text": GEMMA,
-    "olmo2": OLMO,
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "gemma": LLAMA,
-    "qwen2_vl_text": LLAMA,
-    "qwen2_5_vl_text": LLAMA,
-    "gpt_oss": MIXTURE,
-    "phi3": PHI,
-    "gpt2": GPT2,
-    "gpt_neox": NEOX,
-    "bloom": BLOOM,
-    "opt": OPT,
-    "clip_text_model": CLIP,
-    "clip_vision_model": CLIP,
-    "siglip_text_model": CLIP,
-    "siglip_vision_model": CLIP,
-    "idefics3_vision": CLIP,
-    "vit": VIT,
-    "deit": VIT,
-    "bert": BERT,
-}
+# Row and the `model_type`s of the configurations that it is for. An unlisted architecture gets the first row
+# that fits, so a row comes after those that need more modules (a Gemma block has all that a Llama block has).
+TABLE: list[tuple[Family, str]] = [
+    (GEMMA, "gemma2 gemma3_text"),
+    (OLMO, "olmo2"),
+    (LLAMA, "llama mistral qwen2 qwen3 gemma qwen2_vl_text qwen2_5_vl_text"),
+    (MIXTURE, "gpt_oss"),
+    (PHI, "phi3"),
+    (GPT2, "gpt2"),
+    (NEOX, "gpt_neox"),
+    (BLOOM, "bloom"),
+    (OPT, "opt"),
+    (CLIP, "clip_text_model clip_vision_model siglip_text_model siglip_vision_model idefics3_vision"),
+    (VIT, "vit deit"),
+    (BERT, "bert"),
+]
+FAMILIES = {model_type: row for row, model_types in TABLE for model_type in model_types.split()}
 
 
 @dataclass(frozen=True)
@@ -252,7 +207,8 @@ class Layout:
         match site:
             case "embed":
                 vision = modality(self.owner) == "vision"
-                return Point(self.owner.embeddings if vision else self.owner.get_input_embeddings(), "output")
+                embed: Any = self.owner.embeddings if vision else self.owner.get_input_embeddings()
+                return Point(embed, "output")
             case "resid_pre":
                 return Point(block, "input")
             case "resid_mid" if family.mid.startswith(">"):
@@ -269,12 +225,11 @@ class Layout:
                 return into(family.down, **flat)
             case "z":
                 return into(family.out, view=lambda x: x.unflatten(-1, (self.n_heads, self.d_head)))
-            case "q" | "k" | "v" if len(family.qkv) == 1:
-                return out_of(family.qkv[0], view=self._fused("qkv".index(site)), partial=True)
             case "q" | "k" | "v":
-                return out_of(
-                    family.qkv["qkv".index(site)], view=lambda x: x.unflatten(-1, (-1, self.d_head))
-                )
+                paths, index = family.projections, "qkv".index(site)
+                if len(paths) == 1:
+                    return out_of(paths[0], view=self._fused(index), partial=True)
+                return out_of(paths[index], view=lambda x: x.unflatten(-1, (-1, self.d_head)))
             case "pattern" if family.pattern:
                 return into(family.pattern)
         return None
@@ -311,10 +266,9 @@ def towers(model: PreTrainedModel) -> dict[str, Layout]:
     stacks = _stacks(model)
     for owner, blocks in stacks:
         own = FAMILIES.get(owner.config.model_type)
-        for family in [own] if own else FAMILIES.values():
-            if all(family.fits(block) for block in blocks):
-                found.setdefault(modality(owner), _layout(owner, blocks, family, own is not None))
-                break
+        fitting = (row for row in ([own] if own else FAMILIES.values()) if all(map(row.fits, blocks)))
+        if family := next(fitting, None):
+            found.setdefault(modality(owner), _layout(owner, blocks, family, own is not None))
     if not found:
         seen = "; ".join(
             f"a {type(blocks[0]).__name__} has {', '.join(name for name, _ in blocks[0].named_children())}"
@@ -322,11 +276,7 @@ def towers(model: PreTrainedModel) -> dict[str, Layout]:
         )
         raise LookupError(
             f"no sites found in {type(model).__name__}: "
-            + (
-                f"no row of lib.sites.FAMILIES fits its blocks ({seen})"
-                if seen
-                else "it has no stack of blocks"
-            )
+            + (f"no row of lib.sites.TABLE fits its blocks ({seen})" if seen else "it has no stack of blocks")
         )
     return found
 
@@ -347,20 +297,20 @@ def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList
 
 
 def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, listed: bool) -> Layout:
-    """Takes the dimensions from the configuration, compares them with the modules, and withholds what is not there."""
+    """Takes the dimensions from the configuration, and compares them with the modules."""
     config = owner.config
     d_model, n_heads = config.hidden_size, config.num_attention_heads
     d_head = getattr(config, "head_dim", None) or d_model // n_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    if len(family.qkv) == 3:
-        n_kv_heads = _width(module(blocks[0], family.qkv[1]))[1] // d_head
+    if len(family.projections) == 3:
+        n_kv_heads = _width(module(blocks[0], family.projections[1]))[1] // d_head
     for block in blocks:
-        q_in, _ = _width(module(block, family.qkv[0]))
+        q_in, _ = _width(module(block, family.projections[0]))
         z, out = _width(module(block, family.out))
         if (q_in, z, out) != (d_model, n_heads * d_head, d_model):
             raise LookupError(
-                f"{type(owner).__name__}: by its configuration, attention maps {d_model} to {n_heads} heads of {d_head} and "
-                f"back to {d_model}; by its modules ({family.qkv[0]}, {family.out}) {q_in} to {z} to {out}"
+                f"{type(owner).__name__}: by its configuration, attention maps {d_model} to {n_heads} heads "
+                f"of {d_head} and back to {d_model}; by its modules, {q_in} to {z} and back to {out}"
             )
     withheld = {}
     if getattr(blocks[0], "use_parallel_residual", False):

@@ -89,31 +89,6 @@ def test_scores_of_minus_infinity_cut_an_edge(family):
     torch.testing.assert_close(pattern[0].sum(-1), torch.ones(pattern.shape[1:3]))
 
 
-@pytest.mark.parametrize("family", HAS_SCORES)
-def test_gradients_flow_through_edits_of_scores_and_patterns(family):
-    s = subject(family, dtype="float64")
-    batch = inputs(s, ["the cat sees a red star ."] * 2)
-
-    def outcome(site, scale):
-        def scaled(x):  # one head only: a norm after attention undoes a scaling of all
-            return torch.cat([x[:, :1] * scale, x[:, 1:]], dim=1)
-
-        with (
-            capture(s, "resid_post", layers=2, grad=True) as acts,
-            edit(s, site, layer=1, fn=scaled),
-        ):
-            s.model(**batch)
-        return (acts[2] * torch.linspace(-1, 1, s.d_model)).sum()
-
-    for site in ("scores", "pattern"):
-        scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-        (by_autograd,) = torch.autograd.grad(outcome(site, scale), scale)
-        with torch.no_grad():
-            by_differences = (outcome(site, 1.003) - outcome(site, 0.997)) / 0.006
-        torch.testing.assert_close(by_autograd, by_differences, rtol=2e-2, atol=1e-3)
-        assert by_autograd.abs() > 1e-3
-
-
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2", "gemma3", "phi3"])
 def test_sliding_windows_are_respected(family):
     s = subject(family)

@@ -243,26 +243,26 @@ def test_bfloat16_runs_and_is_captured_as_such(family):
 
 @pytest.mark.parametrize("family", TOWERS)
 def test_gradients_flow_through_an_edit(family):
-    """The derivative by autograd is the one by differences, in float64."""
+    """Along the direction in which an edit moves the result, the derivative is the one by differences."""
     s = subject(family, dtype="float64")
     batch = inputs(s, ["the cat sees a red star ."] * 2)  # eager attention makes NaN of padding in float64
 
-    def outcome(site, scale):
-        with capture(s, "resid_post", layers=2, grad=True) as acts:
-            with edit(s, site, layer=1, fn=lambda x: x + (scale - 1) * x * torch.arange(x.shape[-1]) / 16):
-                s.model(**batch)
-        return (acts[2] * torch.linspace(-1, 1, s.d_model)).sum()
+    def outcome(site, t):
+        def stretch(x):  # unevenly, since norms undo what is even
+            return x * (1 + t * torch.arange(x.shape[-1]) / x.shape[-1])
 
-    for site in offered(s, SITES):
-        if site in ("embed", "scores", "pattern"):
-            continue
-        scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-        (by_autograd,) = torch.autograd.grad(outcome(site, scale), scale)
+        with edit(s, site, layer=1, fn=stretch), capture(s, "resid_post", layers=2, grad=True) as acts:
+            s.model(**batch)
+        return acts[2]
+
+    step = 0.01  # not smaller: some of the arithmetic of transformers is in float32 in any case
+    for site in offered(s, [site for site in SITES if site != "embed"]):
         with torch.no_grad():
-            step = 3e-3  # transformers computes norms and softmax in float32 at most
-            by_differences = (outcome(site, 1 + step) - outcome(site, 1 - step)) / (2 * step)
-        torch.testing.assert_close(by_autograd, by_differences, rtol=2e-2, atol=1e-3, msg=site)
-        assert by_autograd.abs() > 1e-3, site
+            moved = outcome(site, step) - outcome(site, -step)
+        t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        (by_autograd,) = torch.autograd.grad((outcome(site, t) * moved / moved.norm()).sum(), t)
+        assert by_autograd > 0.01, site
+        torch.testing.assert_close(by_autograd.squeeze(), moved.norm() / (2 * step), rtol=0.01, atol=0, msg=site)
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -329,7 +329,8 @@ def test_reduce_folds_over_forward_passes(site):
         return x.sum(0) if total is None else total + x.sum(0)
 
     with torch.no_grad(), capture(s, site, reduce=add) as acts:
-        assert acts[0] is None
+        with pytest.raises(LookupError, match="no forward pass has reached layer 0"):
+            acts[0]
         for image in IMAGES["pixel_values"]:
             s.model(pixel_values=image[None])
     whole = captured(s, IMAGES, [site])[site]

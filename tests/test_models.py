@@ -119,6 +119,8 @@ def test_prompts_go_through_the_chat_template_if_there_is_one():
     assert s.tokenizer.decode(ids[1], skip_special_tokens=True) == "user : a dog assistant :"
     with pytest.raises(ValueError, match="there is no chat template"):
         subject("gpt2").encode([conversation])
+    with pytest.raises(ValueError, match="chat=True, but GPT2LMHeadModel's tokenizer has no chat template"):
+        subject("gpt2").encode("a dog", chat=True)
 
 
 def test_a_single_prompt_is_a_batch_of_one():
