@@ -118,7 +118,7 @@ def costs(label: str, net: GPT2LMHeadModel, batch: int, length: int) -> None:
         }
     )
     print(
-        f"\n{label}: {batch} x {length} tokens; time over the bare eager forward ({seconds(bare) * 1e3:.1f} ms)"
+        f"\n{label}: {batch} x {length} tokens; time over a bare eager forward ({seconds(bare) * 1e3:.1f} ms)"
     )
     for name, ratio in result.items():
         peer = name.replace("capture", "plain hooks")

@@ -17,7 +17,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lib.models import Subject, images_only, load
 
-WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user", "assistant", ":", ".", "?"]
+WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user"]
+WORDS += ["assistant", ":", ".", "?"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 IMAGE_TOKENS = [
     "<image>",
@@ -323,7 +324,7 @@ def checkpoint(family: str) -> Path:
 
 @cache
 def subject(family: str, **options: Any) -> Subject:
-    """The family's checkpoint, through `load`; `clip-vision` is the vision tower of `clip`. Shared: not to be changed."""
+    """The family's checkpoint, through `load`; `clip-vision` is CLIP's other tower. Shared by tests."""
     family, _, tower = family.partition("-")
     loaded = load(checkpoint(family), **options)
     return loaded.tower(tower) if tower else loaded

@@ -13,6 +13,8 @@ from lib.hooks import capture, edit
 from lib.models import Subject
 from lib.sites import SITES, module
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
+
 GENERATING = [*LANGUAGE, *VISION_LANGUAGE]
 BIDIRECTIONAL = {
     "bert": "an encoder",
@@ -262,7 +264,9 @@ def test_gradients_flow_through_an_edit(family):
         t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         (by_autograd,) = torch.autograd.grad((outcome(site, t) * moved / moved.norm()).sum(), t)
         assert by_autograd > 0.01, site
-        torch.testing.assert_close(by_autograd.squeeze(), moved.norm() / (2 * step), rtol=0.01, atol=0, msg=site)
+        torch.testing.assert_close(
+            by_autograd.squeeze(), moved.norm() / (2 * step), rtol=0.01, atol=0, msg=site
+        )
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -306,9 +310,13 @@ def test_positions_index_the_sequence_and_for_patterns_the_queries():
     s = vit()
     whole = captured(s, IMAGES, ["resid_post", "pattern"])
     for positions in [-1, slice(1, 3), [0, 2], torch.tensor([True, False, True, False, False])]:
-        with torch.no_grad(), capture(s, "resid_post", positions=positions) as residual:
-            with capture(s, "pattern", positions=positions) as patterns:
-                s.model(**IMAGES)
+        at = {"positions": positions}
+        with (
+            torch.no_grad(),
+            capture(s, "resid_post", **at) as residual,
+            capture(s, "pattern", **at) as patterns,
+        ):
+            s.model(**IMAGES)
         for layer in range(2):
             assert torch.equal(residual[layer], whole["resid_post"][layer][:, positions])
             torch.testing.assert_close(patterns[layer], whole["pattern"][layer][:, :, positions])
@@ -365,14 +373,15 @@ def test_edits_apply_in_the_order_of_opening():
     with (
         torch.no_grad(),
         edit(s, "resid_pre", layer=1, fn=lambda x: x * 0),
-        edit(s, "resid_pre", layer=1, fn=lambda x: x + 1),capture(s, "resid_pre", layers=1) as acts
+        edit(s, "resid_pre", layer=1, fn=lambda x: x + 1),
+        capture(s, "resid_pre", layers=1) as acts,
     ):
         s.model(**IMAGES)
     assert (acts[1] == 1).all()
 
 
 def test_an_edit_can_train():
-    """A chapter fine-tunes under an edit: attention replaced by a learned mixture with what enters the block."""
+    """As when a chapter fine-tunes with attention replaced by a mixture with what enters the block."""
     s = vit()
     entering = {}
 
@@ -382,9 +391,12 @@ def test_an_edit_can_train():
 
     share = torch.zeros(1, requires_grad=True)
     s.model.train()
-    with edit(s, "resid_pre", layer=1, fn=remember):
-        with edit(s, "attn_out", layer=1, fn=lambda a: share * a + (1 - share) * entering["x"]):
-            loss = s.model(**IMAGES).logits.square().sum()
+
+    def mix(a):
+        return share * a + (1 - share) * entering["x"]
+
+    with edit(s, "resid_pre", layer=1, fn=remember), edit(s, "attn_out", layer=1, fn=mix):
+        loss = s.model(**IMAGES).logits.square().sum()
     loss.backward()
     assert share.grad.abs() > 0
     v_proj = s.layout.blocks[1].attention.v_proj.weight
@@ -392,23 +404,34 @@ def test_an_edit_can_train():
     assert s.layout.blocks[0].attention.v_proj.weight.grad.abs().max() > 0
 
 
-def test_errors_name_what_was_given_and_what_exists():
-    s = vit()
-    with (
-        pytest.raises(LookupError, match=r"no site 'residual'; the sites are embed, resid_pre"),
-        capture(s, "residual"),
-    ):
-        pass
-    with pytest.raises(IndexError, match=r"no layer 2 of site 'z': ViTModel has layers 0 to 1"):
-        with edit(s, "z", layer=[0, 2], fn=torch.neg):
+@pytest.mark.parametrize(
+    ("family", "site", "layer", "error", "message"),
+    [
+        ("vit", "residual", 0, LookupError, "no site 'residual'; the sites are embed, resid_pre, "),
+        ("vit", "z", [0, 3], IndexError, "no layer 3 of site 'z': ViTModel has layers 0 to 2"),
+        ("vit", "z", -1, IndexError, "no layer -1 of site 'z': ViTModel has layers 0 to 2"),
+        ("vit", "embed", 1, IndexError, "no layer 1 of site 'embed': ViTModel has layer 0 only"),
+        (
+            "gpt_neox",
+            "resid_mid",
+            0,
+            LookupError,
+            "no site 'resid_mid' in GPTNeoXModel: attention and MLP run in",
+        ),
+        (
+            "bloom",
+            "scores",
+            0,
+            LookupError,
+            "no site 'scores' in BloomModel: it computes attention by itself, ",
+        ),
+    ],
+)
+def test_errors_name_what_was_given_and_what_exists(family, site, layer, error, message):
+    s = subject(family)
+    for context in (capture(s, site, layers=layer), edit(s, site, layer=layer, fn=torch.neg)):
+        with pytest.raises(error, match=message), context:
             pass
-    with pytest.raises(IndexError, match=r"no layer 1 of site 'embed': ViTModel has layer 0 only"):
-        with capture(s, "embed", layers=1):
-            pass
-    with pytest.raises(
-        LookupError, match="no site 'resid_mid' in GPTNeoXModel: attention and MLP run in parallel"
-    ), capture(subject("gpt_neox"), "resid_mid"):
-        pass
 
 
 @pytest.mark.parametrize(

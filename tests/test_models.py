@@ -13,6 +13,8 @@ from families import ALL, LANGUAGE, PROMPTS, VISION_LANGUAGE, checkpoint, inputs
 from lib import models
 from lib.models import Subject, load
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -211,7 +213,7 @@ def test_a_network_without_a_processor_says_so():
     s = Subject(subject("vit").model)
     with pytest.raises(ValueError, match="ViTForImageClassification has no tokenizer or processor"):
         s.encode(images=picture())
-    with pytest.raises(ValueError, match="spans.. needs 'input_ids'; the inputs have pixel_values"):
+    with pytest.raises(ValueError, match=r"spans.. needs 'input_ids'; the inputs have pixel_values"):
         s.spans({"pixel_values": torch.zeros(1)})
 
 
@@ -220,7 +222,7 @@ def test_a_network_without_a_processor_says_so():
 
 def test_a_folder_that_is_not_there():
     for name in ("./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="no folder .*nowhere|no folder a/b/c"):
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere|no folder a/b/c"):
             load(name)
 
 

@@ -11,6 +11,8 @@ from lib.hooks import capture
 from lib.models import Subject
 from lib.sites import FAMILIES, LLAMA, SITES, contradicted, module
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
+
 ACTIVATIONS = [site for site in SITES if site not in ("scores", "pattern")]
 
 
@@ -218,9 +220,12 @@ def test_sites_that_do_not_add_up_in_an_unlisted_architecture_are_withheld():
     )
     s = Subject(hf.GraniteForCausalLM(config).eval())
     assert set(s.layout.withheld) == {"attn_out", "resid_mid", "mlp_out"}
-    with pytest.raises(
-        LookupError, match="no site 'attn_out' in GraniteModel: .* does not add up; it has embed"
-    ), capture(s, "attn_out"):
+    with (
+        pytest.raises(
+            LookupError, match=r"no site 'attn_out' in GraniteModel: .* does not add up; it has embed"
+        ),
+        capture(s, "attn_out"),
+    ):
         pass
     batch = {"input_ids": torch.tensor([[1, 2, 3]])}
     assert torch.equal(
@@ -231,7 +236,7 @@ def test_sites_that_do_not_add_up_in_an_unlisted_architecture_are_withheld():
 def test_an_architecture_that_nothing_fits_is_refused_with_its_modules_names():
     config = hf.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=40)
     with pytest.raises(
-        LookupError, match="no sites found in MptForCausalLM.*MptBlock has norm_1, attn, norm_2, ffn"
+        LookupError, match=r"no sites found in MptForCausalLM.*MptBlock has norm_1, attn, norm_2, ffn"
     ):
         Subject(hf.MptForCausalLM(config))
 
