@@ -441,8 +441,10 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, n
     root = build(tmp_path, a=chapter("'done'"), b=chapter(waits))
     script = f"import lib, pathlib; lib.ROOT = pathlib.Path({str(root)!r}); import lib.__main__ as main; "
     script += "main.cli(['run'])"
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"WAIT": "1", "TMPDIR": str(tmp_path / "tmp")}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], env=os.environ | {"WAIT": "1"}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True
     )
     kernel = root / "pid"
     while not (kernel.exists() and kernel.read_text()) and process.poll() is None:
@@ -457,6 +459,9 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, n
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid)
+    while list((tmp_path / "tmp").glob("worked-papers-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list((tmp_path / "tmp").glob("worked-papers-*")) == []
     assert [path.name for path in (root / "_build/runs/organism").glob("*.ipynb")] == ["a.ipynb"]
     if number != signal.SIGKILL:  # it leaves no time to report
         assert json.loads((root / "_build/runs/organism/report.json").read_text())["interrupted"] is True

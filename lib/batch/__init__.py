@@ -211,7 +211,7 @@ def _cluster(scheduler: str | None, jobs: int) -> Iterator["Client"]:
                     n_workers=1,
                     threads_per_worker=jobs,
                     processes=False,  # the kernels are processes
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # None means port 8787, which may be taken
                     silence_logs=logging.CRITICAL,
                 )
             )

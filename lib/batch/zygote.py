@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -48,8 +49,8 @@ def become_kernel(arguments: list[str], folder: str, log: str) -> None:
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
-def serve(listener: socket.socket) -> None:
-    """Fork a kernel for each connection, until standard input ends or nothing happens for `IDLE` seconds."""
+def serve(listener: socket.socket) -> bool:
+    """Fork a kernel for each connection, until standard input ends (True) or `IDLE` seconds without any."""
     wakeup, on_signal = socket.socketpair()
     for end in (wakeup, on_signal):
         end.setblocking(False)
@@ -86,7 +87,7 @@ def serve(listener: socket.socket) -> None:
                 elif chosen.fileobj is wakeup:
                     wakeup.recv(4096)
                 elif chosen.fileobj == sys.stdin.fileno():
-                    return
+                    return True
                 else:  # a closed connection: its kernel is no longer wanted
                     selector.unregister(chosen.fileobj)
                     for pid in [pid for pid, owner in kernels.items() if owner is chosen.fileobj]:
@@ -97,6 +98,7 @@ def serve(listener: socket.socket) -> None:
                     selector.unregister(connection)
                 tell(connection, os.waitstatus_to_exitcode(ended[1]))
                 connection.close()
+        return False
     finally:
         for pid in kernels:
             kill(pid)
@@ -123,4 +125,5 @@ if __name__ == "__main__":
         unix.bind(f"{sys.argv[1]}.new")
         unix.listen(64)
         os.rename(f"{sys.argv[1]}.new", sys.argv[1])  # who finds the address finds somebody listening
-        serve(unix)
+        if serve(unix):  # the parent is done, or gone without having cleaned up
+            shutil.rmtree(os.path.dirname(sys.argv[1]), ignore_errors=True)
