@@ -11,10 +11,12 @@ from typing import Any
 
 import browser as program
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+__all__ = ["Axe", "Visit", "chromium", "expect", "offline", "served", "tour"]
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
 
 # What a reader sees as text, without code and without formulas.
 PROSE = """() => {
@@ -38,6 +40,8 @@ META = """() => Object.fromEntries(
     [...document.querySelectorAll('meta[name], meta[property], link[rel=canonical]')]
         .map((e) => [e.name || e.getAttribute('property') || 'canonical', e.content || e.href])
 )"""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+ASKED = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META}
 
 
 @dataclass
@@ -111,7 +115,7 @@ def offline(context: BrowserContext, base: str, foreign: list[str]) -> None:
 
 def _watch(page: Page, visit: Visit) -> None:
     def console(message: Any) -> None:
-        if message.type == "error" and "ERR_FAILED" not in message.text:  # that one is our blocking
+        if message.type == "error" and "Failed to load resource" not in message.text:  # noted elsewhere
             visit.console.append(message.text)
 
     page.on("console", console)
@@ -120,32 +124,30 @@ def _watch(page: Page, visit: Visit) -> None:
 
 
 def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
-    """Open every page of a site in all LOOKS."""
+    """Open every page of a site at both widths, and look at it in light and in dark."""
+    axe = Axe()
     visits = {name: Visit(name) for name in pages}
-    for width, scheme in LOOKS:
+    for width in WIDTHS:
         foreign: list[str] = []
-        context = browser.new_context(
-            viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
-        )
+        context = browser.new_context(viewport={"width": width, "height": 844}, reduced_motion="reduce")
         offline(context, base, foreign)
         for name, visit in visits.items():
-            page = context.new_page()
-            first = (width, scheme) == LOOKS[0]
-            _watch(page, visit if first else Visit(name))
             foreign.clear()
+            page = context.new_page()
+            _watch(page, visit if width == WIDTHS[0] else Visit(name))
             page.goto(base + name, wait_until="load")
-            results = Axe().run(page).response["violations"]
-            visit.violations[width, scheme] = [
-                f"{rule['id']}: {node['html'][:160]}" for rule in results for node in rule["nodes"]
-            ]
-            if width < 500:
-                size = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-                visit.overflow = max(visit.overflow, page.evaluate(size))
-            if first:
-                visit.foreign = list(foreign)
-                visit.bytes = page.evaluate(WEIGHT)
-                asked = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META}
-                visit.seen = {key: page.evaluate(script) for key, script in asked.items()}
+            if width == WIDTHS[0]:
+                visit.foreign, visit.bytes = list(foreign), page.evaluate(WEIGHT)
+                visit.seen = {key: page.evaluate(script) for key, script in ASKED.items()}
+            else:
+                visit.overflow = page.evaluate(OVERFLOW)
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                visit.violations[width, scheme] = [
+                    f"{rule['id']}: {node['html'][:160]}"
+                    for rule in axe.run(page).response["violations"]
+                    for node in rule["nodes"]
+                ]
             page.close()
         context.close()
     return visits

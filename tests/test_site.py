@@ -191,7 +191,7 @@ def test_the_scoreboard_has_all_papers_and_filters_them(chromium, base):
     assert visible.count() == 0
     assert page.locator("form.filter [role=status]").inner_text() == "0 of 23 rows"
     page.click("form.filter button[type=reset]")
-    assert visible.count() == 23
+    browsing.expect(visible).to_have_count(23)
     page.close()
 
 

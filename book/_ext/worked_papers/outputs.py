@@ -3,6 +3,7 @@
 from docutils import nodes
 from myst_nb.core import render
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 
 from lib.claims import CLAIM_MIME
@@ -51,8 +52,16 @@ class FillFigures(SphinxTransform):
             self.document.note_explicit_target(figure)
 
 
+def number_by_page(app: Sphinx, env: BuildEnvironment) -> None:
+    """Let every page begin with Figure 1; Sphinx counts through the whole book."""
+    for kinds in env.toc_fignumbers.values():
+        for figures in kinds.values():
+            figures.update({name: (i,) for i, name in enumerate(figures, 1)})
+
+
 def setup(app: Sphinx) -> None:
     # MyST-NB looks for such renderers among the entry points of installed packages; this one is the book's.
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [BookOutput, *installed]
     app.add_transform(FillFigures)
+    app.connect("env-updated", number_by_page)
