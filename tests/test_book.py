@@ -217,8 +217,20 @@ def test_maths_is_mathml_that_needs_nothing_else():
 
 
 def test_a_thin_space_follows_a_named_function_but_not_before_a_bracket():
-    assert '<mspace width="0.1667em"/>' in maths.render(r"\log x")
+    assert '<mspace width="0.1667em"' in maths.render(r"\log x")
+    assert '<mspace width="0.1667em"' in maths.render(r"\max_i p_i")
     assert "mspace" not in maths.render(r"\log(x)")
+    assert maths.render(r"\sqrt{\log x} y").count("mspace") == 1
+
+
+def test_cells_of_aligned_equations_keep_their_sides():
+    sides = re.findall(r"text-align: (\w+)", maths.render(r"\begin{aligned} x &= y \\ z &= 1 \end{aligned}"))
+    assert sides == ["right", "left"] * 2
+
+
+def test_bars_of_a_norm_are_set_tight_but_the_sign_for_parallel_is_not():
+    assert maths.render(r"\lVert x \rVert").count('lspace="0"') == 2
+    assert "lspace" not in maths.render(r"a \parallel b")
 
 
 def test_maths_with_an_error_is_refused_and_the_next_formula_is_not():

