@@ -338,7 +338,7 @@ def _folder(name: str | Path) -> Path:
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise FileNotFoundError(f"no folder {path} (a model is an organism, an existing folder, or a hub id)")
     close = difflib.get_close_matches(text, organisms, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the organisms are {', '.join(organisms)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"`data/models` has {len(organisms)} others"
     try:
         path = Path(
             snapshot_download(
@@ -357,9 +357,10 @@ def _folder(name: str | Path) -> Path:
             f"no model {text!r}: it is no organism ({hint}), no local folder, and the hub has no such model"
         ) from error
     except (OSError, HTTPError) as error:
+        cause = str(error).split("\n")[0] or type(error).__name__
         raise ConnectionError(
-            f"{text!r} is no organism ({hint}) and no local folder, and the hub could not be asked for it "
-            f"({type(error).__name__}); nor is it in the local cache"
+            f"{text!r} is no organism ({hint}), no local folder and not in the local cache, and the hub could not "
+            f"be asked for it: {cause}"
         ) from error
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{text!r} has no safetensors on the hub; pickled weights are not read")
