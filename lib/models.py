@@ -359,8 +359,8 @@ def _folder(name: str | Path) -> Path:
     except (OSError, HTTPError) as error:
         cause = str(error).split("\n")[0] or type(error).__name__
         raise ConnectionError(
-            f"{text!r} is no organism ({hint}), no local folder and not in the local cache, and the hub could "
-            f"not be asked for it: {cause}"
+            f"{text!r} is no organism ({hint}), no local folder and not in the local cache, and the hub "
+            f"could not be asked for it: {cause}"
         ) from error
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{text!r} has no safetensors on the hub; pickled weights are not read")
