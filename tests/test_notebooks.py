@@ -1,4 +1,4 @@
-"""Every chapter has the book's anatomy, runs at its `smoke` preset, and records the claims its paper's file lists."""
+"""Every chapter has the book's anatomy, runs at its `smoke` preset, and records its paper's claims."""
 
 import pytest
 
