@@ -102,6 +102,8 @@ def serve(listener: socket.socket) -> bool:
     finally:
         for pid in kernels:
             kill(pid)
+        for pid in kernels:  # a kernel that is not quite gone could still write into the folder
+            os.waitpid(pid, 0)
 
 
 def tell(connection: socket.socket, number: int) -> None:
