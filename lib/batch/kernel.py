@@ -56,7 +56,9 @@ class Nest:
         """Of the kernels: reproducible hashing, no more threads than cores, nothing of the user's profile."""
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
         return {
-            **dict.fromkeys(limits, str(self.threads)),
+            # One number for all: with OMP's and MKL's apart, torch takes the larger.
+            **dict.fromkeys(limits, os.environ.get("OMP_NUM_THREADS", str(self.threads))),
+            "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin cost three times the CPU on a busy machine
             **os.environ,
             "PYTHONHASHSEED": "0",
             "PYTHONFAULTHANDLER": "1",
