@@ -265,6 +265,12 @@ def test_tables_scroll_and_empty_headers_are_cells():
     assert mended == '<div class="scroll"><table border="1"><tr><td></td><th>a</th></tr></table></div>'
 
 
+def test_code_keeps_its_text_and_the_marks_that_have_a_colour():
+    code = '<pre><span></span><span class="k">if</span><span class="w"> </span><span class="n">x</span></pre>'
+    assert theme.mend(code) == '<pre><span class="k">if</span> x</pre>'
+    assert theme.mend('<span class="n"><span class="pre">x</span></span>') == "x"
+
+
 def test_signatures_keep_their_text_but_not_a_list_without_terms():
     signature = (
         '<dt class="sig sig-object py"><span>f</span><dl><dd><em>x</em></dd></dl></dt><dd><dl></dl></dd>'

@@ -145,6 +145,7 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
             if chapter in app.env.all_docs:
                 page = app.builder.get_relative_uri(docname, chapter)
             board.append({"paper": paper, "rows": rows, "run": run, "page": page})
+    board.sort(key=lambda entry: entry["page"] is None)  # written ones first
     verdicts = Counter(row["verdict"] for entry in board if entry["page"] for row in entry["rows"])
     return template("scoreboard.html").render(
         board=board, areas=papers.AREAS, badges=claims.BADGES, verdicts=verdicts
