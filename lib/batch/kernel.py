@@ -58,7 +58,7 @@ class Nest:
         return {
             # One number for all: with OMP's and MKL's apart, torch takes the larger.
             **dict.fromkeys(limits, os.environ.get("OMP_NUM_THREADS", str(self.threads))),
-            "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin cost three times the CPU on a busy machine
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning ones triple the CPU time on a busy machine
             **os.environ,
             "PYTHONHASHSEED": "0",
             "PYTHONFAULTHANDLER": "1",
