@@ -2,7 +2,7 @@
 
 For example:
 
-    subject = load("scenes-vlm")                        # an organism of this book
+    vit = load("digits-vit")                            # an organism of this book
     subject = load("llava-hf/llava-1.5-7b-hf")          # a model of the Hugging Face hub
     inputs = subject.encode(["What is left of the red star?"], images=[image])
     subject.model.generate(**inputs)
@@ -78,8 +78,10 @@ class Subject:
         tower_name: "text" or "vision".
         layout: where the tower's sites are.
         n_layers: number of the tower's blocks.
-        n_heads, n_kv_heads: number of heads in a block, for queries, and for keys and values.
-        d_model, d_head: width of the residual stream and of one head.
+        n_heads: number of query heads in a block.
+        n_kv_heads: number of heads for keys and values.
+        d_model: width of the residual stream.
+        d_head: width of one head.
     """
 
     def __init__(
