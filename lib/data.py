@@ -89,7 +89,7 @@ def images(
     pictures: list[Image.Image] = [
         Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()
     ]
-    return pictures, np.array(table["label"])
+    return pictures, table["label"].to_numpy().copy()
 
 
 def _files(name: str, split: str, rng: np.random.Generator) -> Iterator[Path]:
