@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -432,17 +433,23 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
     assert (tmp_path / "x").read_bytes() == b"old"
 
 
+@pytest.fixture
+def short_folder():
+    """A folder for temporary files; pytest's own are too deep for a Unix socket, whose path has 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, number, status):
+def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, short_folder, number, status):
     waits = "import os, pathlib, time\nif os.environ['WAIT'] == '1':\n"
     waits += "    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(60)"
     root = build(tmp_path, a=chapter("'done'"), b=chapter(waits))
     script = f"import lib, pathlib; lib.ROOT = pathlib.Path({str(root)!r}); import lib.__main__ as main; "
     script += "main.cli(['run'])"
-    (tmp_path / "tmp").mkdir()
-    environment = os.environ | {"WAIT": "1", "TMPDIR": str(tmp_path / "tmp")}
+    environment = os.environ | {"WAIT": "1", "TMPDIR": str(short_folder)}
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -459,9 +466,9 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, n
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid)
-    while list((tmp_path / "tmp").glob("worked-papers-*")) and time.monotonic() < deadline:
+    while list(short_folder.glob("worked-papers-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert list((tmp_path / "tmp").glob("worked-papers-*")) == []
+    assert list(short_folder.glob("worked-papers-*")) == []
     assert [path.name for path in (root / "_build/runs/organism").glob("*.ipynb")] == ["a.ipynb"]
     if number != signal.SIGKILL:  # it leaves no time to report
         assert json.loads((root / "_build/runs/organism/report.json").read_text())["interrupted"] is True
