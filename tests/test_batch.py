@@ -154,7 +154,9 @@ def test_colours_do_not_hide_a_secret_from_redaction(monkeypatch):
 
 
 def test_no_process_is_left(mixed):
-    assert [p for p in psutil.Process().children(recursive=True) if "zygote.py" in " ".join(p.cmdline())] == []
+    assert [
+        p for p in psutil.Process().children(recursive=True) if "zygote.py" in " ".join(p.cmdline())
+    ] == []
 
 
 # What decides a result
