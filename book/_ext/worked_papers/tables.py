@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 from lib import ROOT, claims, papers
+from worked_papers import figures
 from worked_papers.templates import template
 
 CHAPTERS = "notebooks/"
@@ -24,11 +25,11 @@ NO_RESULT = ("wp-untested", "?", "")
 
 
 class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' convention
-    """Where a table goes; it is filled in when all chapters have been executed."""
+    """Where a table or a figure goes; it is filled in when all chapters have been executed."""
 
 
 class MadeFromData(SphinxDirective):
-    """`{scoreboard}`, `{organisms}`, and `{claims-table}` with an optional slug (default: this chapter's)."""
+    """`{scoreboard}`, `{organisms}`, `{scenes}`; `{claims-table}` with a slug (default: this chapter's)."""
 
     optional_arguments = 1
 
@@ -40,7 +41,7 @@ class MadeFromData(SphinxDirective):
 
 
 class Organisms(MadeFromData):
-    """`{organisms}`: the table of all organisms, then the card of each one that is shipped."""
+    """`{organisms}`: the table of all, then card, learning curve and doses of each one that is shipped."""
 
     def run(self) -> list[nodes.Node]:
         result = super().run()
@@ -49,6 +50,7 @@ class Organisms(MadeFromData):
             lines = [f"**{line[3:]}**" if line.startswith("## ") else line for line in card.splitlines()]
             section = nodes.section("", nodes.title("", name), ids=[name], names=[name])
             self.state.nested_parse(StringList(lines, source=f"{name}/card.md"), 0, section)
+            section += made_from_data("", kind="training", slug=name)
             result.append(section)
         return result
 
@@ -176,13 +178,19 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
     return template("organisms.html").render(shipped=shipped, planned=sorted(users.items()))
 
 
-TABLES = {"claims-table": claims_table, "scoreboard": scoreboard, "organisms": organisms}
+MADE = {
+    "claims-table": claims_table,
+    "scoreboard": scoreboard,
+    "organisms": organisms,
+    "scenes": figures.world,
+    "training": figures.training,
+}
 
 
 def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put a paper's card after the title of its chapter, and the tables where they belong."""
     for node in list(doctree.findall(made_from_data)):
-        html = TABLES[node["kind"]](app, docname, node["slug"])
+        html = MADE[node["kind"]](app, docname, node["slug"])
         node.replace_self(nodes.raw("", html, format="html"))
     if slug_of(docname) in papers.slugs():
         for title in doctree.findall(nodes.title):
@@ -199,7 +207,7 @@ def always_anew(app: Sphinx, env: Any, added: set, changed: set, removed: set) -
 def setup(app: Sphinx) -> None:
     app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
-    for name in TABLES:
+    for name in MADE:
         app.add_directive(name, Organisms if name == "organisms" else MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)
