@@ -15,7 +15,7 @@ from lib.batch import book
 
 sys.path.append(str(ROOT / "book" / "_ext"))
 
-from worked_papers import docstrings, maths, tables, theme
+from worked_papers import docstrings, figures, maths, tables, theme
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -289,3 +289,21 @@ def test_an_executed_notebooks_error_is_found(tmp_path):
     records, run = tables.executed(app, "small")
     assert records == []
     assert run["error"] == "ValueError: n_examples=0"
+
+
+def test_a_dose_response_starts_from_the_undisturbed_world():
+    def estimate(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    measures = {
+        "colour": estimate(0.9),
+        "captions: recall": estimate(0.8),
+        "colour, held-out wording": estimate(0.7),
+        "noise 0.4: colour": estimate(0.3),
+        "noise 0.1: colour": estimate(0.6),
+        "contrast 0.5: recall": estimate(0.5),
+    }
+    found = figures.dose_response(measures)
+    assert [point[:2] for point in found["noise"]["colour"]] == [(0.0, 0.9), (0.1, 0.6), (0.4, 0.3)]
+    assert [point[:2] for point in found["contrast"]["recall"]] == [(0.5, 0.5), (1.0, 0.8)]
+    assert found.keys() == {"noise", "contrast"}
