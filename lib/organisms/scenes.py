@@ -180,8 +180,8 @@ def _blocks(scenes: Scenes, rng: Generator, kinds: tuple[str, ...]) -> Batch:
         `ids`, `blocks` (which block a token is in, -1 for padding), `positions` (from the end of the prefix)
         and `weights` (of the loss for predicting that token), all [scene, word].
     """
-    n, parts = len(scenes), []
-    for block, kind in enumerate((*kinds, "caption")):
+    parts = []
+    for kind in (*kinds, "caption"):
         if kind == "fact":
             prompt, answer = _fact(scenes, rng)
         else:
@@ -189,16 +189,22 @@ def _blocks(scenes: Scenes, rng: Generator, kinds: tuple[str, ...]) -> Batch:
                 kind = str(rng.choice(["right", "left"]))
             options = kind in ("right", "left") and rng.random() < 0.5
             prompt, answer, _ = words.ask(cast("Kind", kind), scenes, rng, options=options)
-        end = np.full((n, 1), EOS)
+        parts.append((prompt, answer, kind == "caption"))
+    return _packed(parts)
+
+
+def _packed(parts: list[tuple[np.ndarray, np.ndarray, bool]]) -> Batch:
+    """(prompt, answer, whether it is a caption) of each block, as `_blocks` returns them."""
+    columns = []
+    for block, (prompt, answer, is_caption) in enumerate(parts):
+        end = np.full((len(prompt), 1), EOS)
         ids = np.hstack([prompt, answer, end])
-        worth = np.hstack(
-            [np.zeros(prompt.shape), answer != PAD, end > 0 if kind == "caption" else end * 0 + 0.1]
-        )
-        if kind == "caption":
+        worth = np.hstack([np.zeros(prompt.shape), answer != PAD, end > 0 if is_caption else end * 0 + 0.1])
+        if is_caption:
             worth *= 3 / worth.sum(1, keepdims=True)
         written = ids != PAD
-        parts.append((ids, np.where(written, block, -1), written.cumsum(1) - 1, worth))
-    ids, blocks, positions, weights = (np.concatenate(columns, 1) for columns in zip(*parts, strict=True))
+        columns.append((ids, np.where(written, block, -1), written.cumsum(1) - 1, worth))
+    ids, blocks, positions, weights = (np.concatenate(c, 1) for c in zip(*columns, strict=True))
     order = np.argsort(blocks < 0, axis=1, kind="stable")[:, : int((blocks >= 0).sum(1).max())]
     arrays = {"ids": ids, "blocks": blocks, "positions": positions, "weights": weights.astype(np.float32)}
     return {name: torch.from_numpy(np.take_along_axis(array, order, 1)) for name, array in arrays.items()}
@@ -238,12 +244,19 @@ def _image_batch(size: int, text_share: float, rng: Generator, progress: float) 
     if rng.random() < text_share:
         return _page_batch(size, rng, 1.0)
     scenes = world.sample(size, rng)
-    shape = (size, N_CELLS)
-    noisy = (rng.random(shape) < 0.35) & (rng.random((size, 1)) < 0.5) & (scenes.objects >= 0)
+    pixels = _pixels(_noisy(scenes, rng))
+    return _blocks(scenes, rng, ASKED) | {"pixel_values": pixels}
+
+
+def _noisy(scenes: Scenes, rng: Generator) -> UInt8[np.ndarray, "scene 64 64 3"]:
+    """Training images: mild noise, and in half of them some objects under strong noise."""
+    shape = scenes.objects.shape
+    noisy = (rng.random(shape) < 0.35) & (rng.random((len(scenes), 1)) < 0.5) & (scenes.objects >= 0)
     cell_noise = rng.uniform(0.4, 1.2, shape) * noisy
-    noise = rng.uniform(0, 0.06, size) + rng.uniform(0, 0.2, size) * (rng.random(size) < 0.15)
-    images = world.draw(scenes, rng, noise=noise, cell_noise=cell_noise)
-    return _blocks(scenes, rng, ASKED) | {"pixel_values": _pixels(images)}
+    noise = rng.uniform(0, 0.06, len(scenes)) + rng.uniform(0, 0.2, len(scenes)) * (
+        rng.random(len(scenes)) < 0.15
+    )
+    return world.draw(scenes, rng, noise=noise, cell_noise=cell_noise)
 
 
 def _joint_batch(size: int, rng: Generator, progress: float) -> Batch:
