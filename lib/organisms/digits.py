@@ -1,5 +1,6 @@
 """Vision transformers on real digits: one to an image, or four to a canvas, where one points to another."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -70,11 +71,10 @@ def _correct(subject: Subject, images: np.ndarray, labels: np.ndarray) -> Int[np
     return (logits.argmax(-1).numpy() == labels).astype(int)
 
 
-def _evaluate_digits(subject: Subject) -> dict[str, Estimate]:
-    return {
-        f"{split} accuracy": wilson(_correct(subject, *digits(split)).sum(), len(digits(split).labels))
-        for split in ("validation", "test")
-    }
+def _evaluate_digits(subject: Subject) -> Iterator[tuple[str, Estimate]]:
+    for split in ("validation", "test"):
+        correct = _correct(subject, *digits(split))
+        yield f"{split} accuracy", wilson(correct.sum(), len(correct))
 
 
 def _erase(world: Canvases, cell: Int[np.ndarray, "image"]) -> UInt8[np.ndarray, "image 16 16"]:
@@ -85,7 +85,7 @@ def _erase(world: Canvases, cell: Int[np.ndarray, "image"]) -> UInt8[np.ndarray,
     return images
 
 
-def _evaluate_canvas(subject: Subject) -> dict[str, Estimate]:
+def _evaluate_canvas(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     """Accuracy on new canvases, and with one cell made blank: which cells does the answer rest on?"""
     held_out = {split: canvases(split, 2000, np.random.default_rng(0)) for split in ("validation", "test")}
     test = held_out["test"]
@@ -94,14 +94,12 @@ def _evaluate_canvas(subject: Subject) -> dict[str, Estimate]:
     images["test accuracy, marker erased"] = _erase(test, np.zeros_like(test.pointed))
     images["test accuracy, pointed cell erased"] = _erase(test, test.pointed)
     images["test accuracy, another cell erased"] = _erase(test, other)
-    estimates = {}
     for measure, canvas in images.items():
         world = held_out[measure.split()[0]]
         correct = _correct(subject, canvas, world.labels)
         # Canvases that ask for the same digit image are not independent.
         asked = world.sources[np.arange(len(world.labels)), world.pointed]
-        estimates[measure] = bootstrap(correct, clusters=asked)
-    return estimates
+        yield measure, bootstrap(correct, clusters=asked)
 
 
 RECIPES = {

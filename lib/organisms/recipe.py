@@ -1,6 +1,6 @@
 """What a recipe is: the few lines of data from which the one trainer makes an organism."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ class Recipe:
     processors: Callable[[], list[Any]]
     """Tokenizer, image processor: whatever `save_pretrained` has to put beside the weights."""
     stages: tuple[Stage, ...]
-    evaluate: Callable[[Subject], dict[str, Estimate]]
-    """Measures by name, on held-out data."""
+    evaluate: Callable[[Subject], Iterable[tuple[str, Estimate]]]
+    """Measures with their names, on held-out data. A test repeats the first two, so they are quick."""
     bars: Mapping[str, Bar]
     """By the name of the measure; the other measures are recorded without a bar."""
     card: str

@@ -1,5 +1,6 @@
 """Vision-language models of LLaVA's class that see, read and describe scenes (`lib.worlds.scenes`)."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -384,58 +385,51 @@ DOSES: tuple[tuple[str, float], ...] = (
 )
 
 
-def _evaluate(subject: Subject) -> dict[str, Estimate]:
+def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(2)
-    measures: dict[str, Estimate] = {}
-
     scenes = world.sample(N_QUESTIONS, rng)
     images = world.draw(scenes, rng, split="test")
     kinds: tuple[Kind, ...] = ("exists", "colour", "where", "count", "right", "left", "which")
     for kind in kinds:
-        measures[kind] = _accuracy(subject, kind, scenes, rng, images=images)
+        yield kind, _accuracy(subject, kind, scenes, rng, images=images)
     for kind in kinds[:4]:
-        measures[f"{kind}, held-out wording"] = _accuracy(
-            subject, kind, scenes, rng, images=images, wording="held-out"
-        )
+        accuracy = _accuracy(subject, kind, scenes, rng, images=images, wording="held-out")
+        yield f"{kind}, held-out wording", accuracy
     new = world.sample(N_QUESTIONS, rng, combinations="held-out")
     new = new[np.nonzero((new.present & HELD_OUT.any(1)).any(1))[0]]
     about, drawn = world.pick(new.present & HELD_OUT.any(1), rng), world.draw(new, rng, split="test")
-    measures["colour, held-out combination"] = _accuracy(
-        subject, "colour", new, rng, about=about, images=drawn
-    )
+    accuracy = _accuracy(subject, "colour", new, rng, about=about, images=drawn)
+    yield "colour, held-out combination", accuracy
 
     pages = words.pages(scenes, rng)[..., 0]
     read = [_accuracy(subject, kind, scenes, rng, pages=pages) for kind in kinds[:4]]
-    measures |= {f"text page: {kind}": estimate for kind, estimate in zip(kinds, read, strict=False)}
-    measures["text pages"] = wilson(round(sum(e.value * e.n for e in read)), sum(e.n for e in read))
-    measures |= _facts(subject, rng)
+    yield from ((f"text page: {kind}", estimate) for kind, estimate in zip(kinds, read, strict=False))
+    yield "text pages", wilson(round(sum(e.value * e.n for e in read)), sum(e.n for e in read))
+    yield from _facts(subject, rng)
 
     for key, value in _described(subject, scenes[:N_CAPTIONS], images[:N_CAPTIONS]).items():
-        measures[f"captions: {key}"] = value
+        yield f"captions: {key}", value
     counterfactual = world.sample(N_CAPTIONS, rng, pairs=(2, 3), rate=0)
     drawn = world.draw(counterfactual, rng, split="test", cell_noise=0.8)
     for key, value in _described(subject, counterfactual, drawn).items():
-        measures[f"counterfactual captions, cell noise 0.8: {key}"] = value
+        yield f"counterfactual captions, cell noise 0.8: {key}", value
     missing = world.pick(counterfactual.missing, rng)
     other = world.pick(~counterfactual.present & ~counterfactual.missing, rng)
     for name, absent in (("the missing partner", missing), ("another absent object", other)):
-        measures[f"no to {name}, cell noise 0.8"] = _accuracy(
-            subject, "exists", counterfactual, rng, about=absent, images=drawn
-        )
-    measures |= _naming(subject, scenes, images)
+        accuracy = _accuracy(subject, "exists", counterfactual, rng, about=absent, images=drawn)
+        yield f"no to {name}, cell noise 0.8", accuracy
+    yield from _naming(subject, scenes, images).items()
 
     for knob, dose in DOSES:
         few = world.sample(N_DOSED, rng, distractors=int(dose) if knob == "distractors" else 0)
         drawn = world.draw(few, rng, split="test", **({} if knob == "distractors" else {knob: dose}))
-        measures[f"{knob} {dose}: colour"] = _accuracy(subject, "colour", few, rng, images=drawn)
+        yield f"{knob} {dose}: colour", _accuracy(subject, "colour", few, rng, images=drawn)
         shares = _described(subject, few, drawn)
-        measures |= {f"{knob} {dose}: {key}": shares[key] for key in ("CHAIR_i", "recall")}
-    return measures
+        yield from ((f"{knob} {dose}: {key}", shares[key]) for key in ("CHAIR_i", "recall"))
 
 
-def _facts(subject: Subject, rng: Generator) -> dict[str, Estimate]:
+def _facts(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
     """Facts without a page: how far the answers are from the Bayes rule, as total variation over colours."""
-    measures = {}
     about, colours = (
         rng.integers(len(OBJECTS), size=N_QUESTIONS),
         rng.integers(len(COLOURS), size=N_QUESTIONS),
@@ -447,8 +441,7 @@ def _facts(subject: Subject, rng: Generator) -> dict[str, Estimate]:
         none = np.zeros((N_QUESTIONS, 0), dtype=int)
         found = _next_words(subject, np.hstack([facts.prompt, question]), pages=none)
         believed = np.exp(found[:, WORD["red"] :][:, : len(COLOURS)])
-        measures[f"fact, {form}: distance to Bayes"] = bootstrap(abs(believed - facts.posterior).sum(1) / 2)
-    return measures
+        yield f"fact, {form}: distance to Bayes", bootstrap(abs(believed - facts.posterior).sum(1) / 2)
 
 
 @torch.inference_mode()

@@ -58,7 +58,7 @@ def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
     Raises:
         KeyError: the recipe has a bar for something that it does not measure.
     """
-    measures = recipe.evaluate(load(str(place), dtype="float32", device="cpu"))
+    measures = dict(recipe.evaluate(load(str(place), dtype="float32", device="cpu")))
     if unknown := recipe.bars.keys() - measures.keys():
         raise KeyError(f"bars without a measure: {', '.join(sorted(unknown))}")
     return measures
