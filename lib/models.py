@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -29,8 +30,8 @@ from huggingface_hub.errors import (
     HTTPError,
     RepositoryNotFoundError,
 )
-from jaxtyping import Bool
-from PIL.Image import Image
+from jaxtyping import Bool, UInt8
+from PIL.Image import Image, fromarray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
@@ -53,6 +54,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Text = str | list[dict[str, Any]]
 """A prompt, or a conversation in the form that chat templates take."""
+
+Picture = Image | UInt8[np.ndarray, "h w 3"]
+"""An image in RGB, or its 8-bit pixels."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Subject:
         self.processor: Any = tokenizer if processor is None else processor
         if isinstance(processor, PreTrainedTokenizerBase):
             tokenizer = processor
-        self.tokenizer = tokenizer or getattr(processor, "tokenizer", None)
+        self.tokenizer: Any = tokenizer or getattr(processor, "tokenizer", None)
         self._towers = towers(model)
         self.tower_name = tower or ("text" if "text" in self._towers else "vision")
         if self.tower_name not in self._towers:
@@ -133,7 +137,7 @@ class Subject:
     def encode(
         self,
         texts: Text | Sequence[Text] | None = None,
-        images: Image | Sequence[Image | Sequence[Image] | None] | None = None,
+        images: Picture | Sequence[Picture | Sequence[Picture] | None] | None = None,
         *,
         chat: bool | None = None,
     ) -> dict[str, Tensor]:
@@ -160,17 +164,21 @@ class Subject:
             raise ValueError("encode() needs texts, images or both")
         if texts is not None and self.tokenizer is None:
             raise ValueError(f"{name} reads images only: encode(images=...)")
-        if images is not None and self.processor is self.tokenizer:
-            raise ValueError(f"{name} reads texts only, but images were given")
+        no_place = texts is not None and self.model.can_generate() and not self.image_token_ids
+        if images is not None and (self.processor is self.tokenizer or no_place):
+            raise ValueError(f"{name} has no image tokens: it reads texts only, but images were given")
 
         one: Any = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
         batch: Any = [texts] if one else texts
-        pictures: Any = [images] if images is not None and (one or isinstance(images, Image)) else images
+        single = one or isinstance(images, Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        pictures: Any = [images] if images is not None and single else images
         if batch is not None and self.model.can_generate():
             encoded = self._encode_prompts(batch, self._pictures(len(batch), pictures), chat)
         else:
             siglip = self.model.config.model_type == "siglip"  # was trained on texts padded to one length
-            arguments: dict[str, Any] = {"images": list(pictures)} if pictures is not None else {}
+            arguments: dict[str, Any] = {}
+            if pictures is not None:
+                arguments["images"] = [_picture(image, i) for i, image in enumerate(pictures)]
             if batch is not None:
                 arguments |= {"text": list(batch), "padding": "max_length" if siglip else True}
             encoded = self.processor(**arguments, return_tensors="pt")
@@ -197,9 +205,18 @@ class Subject:
                 arguments["images"] = [image for own in pictures for image in own]
         encoded = dict(self.processor(text=prompts, **arguments))
         encoded.pop("labels", None)  # PaliGemma's, for training
-        if not self.image_token_ids and "position_ids" in inspect.signature(self.model.forward).parameters:
-            encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            encoded["position_ids"] = self._positions(encoded)
         return encoded
+
+    def _positions(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Positions that count from the first token that is not padding."""
+        inner: Any = self.model.base_model
+        if not hasattr(inner, "get_rope_index"):
+            return (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        # Qwen's: time, row and column of each image token, so [3, batch, seq].
+        named = inspect.signature(inner.get_rope_index).parameters
+        return inner.get_rope_index(**{name: x for name, x in encoded.items() if name in named})[0]
 
     def _pictures(self, n_texts: int, images: Any) -> list[list[Image]]:
         """The images of each text, as lists."""
@@ -209,22 +226,35 @@ class Subject:
             raise ValueError(
                 f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
             )
-        return [[] if own is None else [own] if isinstance(own, Image) else list(own) for own in images]
+        several = [[] if own is None else list(own) if isinstance(own, Sequence) else [own] for own in images]
+        return [[_picture(one, i) for one in own] for i, own in enumerate(several)]
 
     def _prompt(self, text: Text, n_images: int, templated: Any) -> str:
         """One text as the processor takes it: with its chat turns and image markers."""
-        content: Any = text
-        if isinstance(text, str) and templated is self.processor is not self.tokenizer:
-            content = [{"type": "image"}] * n_images + [{"type": "text", "text": text}]
-        elif isinstance(text, str):
-            marker = getattr(self.processor, "image_token", "")
-            content = text if marker and marker in text else marker * n_images + text
+        marker = getattr(self.processor, "image_token", "")
+        n_markers = _markers(text, marker)
+        if n_markers != n_images and (n_markers or not isinstance(text, str)):
+            raise ValueError(
+                f"the prompt {text!r:.80} has {n_markers} image tokens ({marker}), and {n_images} images are "
+                "given: give one image a token"
+                + (", or leave the tokens out, and they are put first" if isinstance(text, str) else "")
+            )
+        if isinstance(text, str) and not n_markers:
+            text = marker * n_images + text
         if templated is None:
-            if not isinstance(content, str):
+            if not isinstance(text, str):
                 raise ValueError("a conversation was given, but there is no chat template to write it with")
-            return content
-        turns = [{"role": "user", "content": content}] if isinstance(text, str) else text
-        return templated.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return text
+        if isinstance(text, str):
+            content: Any = text
+            if templated is not self.tokenizer:
+                spoken = [
+                    {"type": "text", "text": part} for part in (text.split(marker) if marker else [text])
+                ]
+                content = [part for words in spoken for part in (words, {"type": "image"})][:-1]
+                content = [part for part in content if part.get("text") != ""]
+            text = [{"role": "user", "content": content}]
+        return templated.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
 
     def spans(self, inputs: Mapping[str, Tensor]) -> Spans:
         """Which positions of encoded inputs are image tokens, text and padding.
@@ -267,6 +297,46 @@ class Subject:
             "it has no row in lib.sites.TABLE, and by the nearest one its residual stream does not add up"
         )
         return replace(layout, withheld=layout.withheld | dict.fromkeys(wrong, reason))
+
+
+def _markers(text: Text, marker: str) -> int:
+    """How many images a prompt or a conversation has places for."""
+    if isinstance(text, str):
+        return text.count(marker) if marker else 0
+    total = 0
+    for turn in text:
+        content = turn["content"]
+        for part in [content] if isinstance(content, str) else content:
+            if isinstance(part, str) or part["type"] == "text":
+                total += _markers(part if isinstance(part, str) else part["text"], marker)
+            else:
+                total += part["type"] == "image"
+    return total
+
+
+def _picture(image: Any, number: int) -> Image:
+    """An image as a picture in RGB.
+
+    Raises:
+        ValueError: it is none, for certain.
+    """
+    if isinstance(image, Image):
+        if image.mode != "RGB":
+            raise ValueError(f"image {number} has mode {image.mode!r}, not 'RGB': give image.convert('RGB')")
+        return image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image {number} is of type {type(image).__name__}: give a PIL image, or an array of 8-bit pixels"
+        )
+    if image.dtype != np.uint8:
+        bad = image.dtype.kind == "f" and not np.isfinite(image).all()
+        values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"
+        raise ValueError(f"image {number} {values}: give 8-bit pixels from 0 to 255 (dtype uint8)")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image {number} has the shape {image.shape}: give [height, width, 3], the colours last"
+        )
+    return fromarray(image)
 
 
 def load(

@@ -188,7 +188,8 @@ def test_captures_of_decoded_steps_equal_those_of_one_forward_pass(family):
     ones = torch.ones(2, new, dtype=torch.long)
     whole["attention_mask"] = torch.cat([batch["attention_mask"], ones], 1)
     if "position_ids" in batch:
-        whole["position_ids"] = (whole["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        positions = batch["position_ids"]
+        whole["position_ids"] = torch.cat([positions, positions[..., -1:] + ones.cumsum(1)], -1)
     for name, fill in [("token_type_ids", 1), ("mm_token_type_ids", 0)]:
         if name in batch:
             whole[name] = torch.cat([batch[name], fill * ones], 1)

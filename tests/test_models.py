@@ -5,6 +5,7 @@ import json
 import shutil
 
 import huggingface_hub.errors as hub
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -94,7 +95,9 @@ def test_models_that_generate_get_left_padded_batches(family):
     assert mask[1].sum() < mask.shape[1]
     if "position_ids" in batch:
         n = int(mask[1].sum())
-        assert batch["position_ids"][1, -n:].tolist() == list(range(n))
+        assert batch["position_ids"][..., 1, -n:].amin() == 0
+        if family not in ("qwen2_vl", "qwen2_5_vl"):  # rows and columns of the image
+            assert batch["position_ids"][1, -n:].tolist() == list(range(n))
 
 
 @pytest.mark.parametrize("family", ["bert", "clip"])
@@ -199,14 +202,73 @@ def test_image_tokens_are_where_the_image_acts(family):
     ("family", "arguments", "message"),
     [
         ("llama", {}, "needs texts, images or both"),
-        ("llama", {"texts": "a", "images": picture()}, "LlamaForCausalLM reads texts only"),
+        (
+            "llama",
+            {"texts": "a", "images": picture()},
+            "LlamaForCausalLM has no image tokens: it reads texts only",
+        ),
         ("vit", {"texts": "a"}, "ViTForImageClassification reads images only"),
         ("llava", {"texts": ["a", "b"], "images": [picture()]}, "2 texts and 1 entries of images"),
+        ("llava", {"texts": "a <image> b"}, r"'a <image> b' has 1 image tokens \(<image>\), and 0 images"),
+        ("llava", {"texts": "<image> <image> b", "images": picture()}, "2 image tokens .* and 1 images"),
+        (
+            "qwen2_5_vl",
+            {"texts": [[{"role": "user", "content": "a"}]], "images": [picture()]},
+            "has 0 image tokens .* and 1 images are given: give one image a token$",
+        ),
+        (
+            "qwen2_5_vl",
+            {"texts": [[{"role": "user", "content": [{"type": "image"}]}]]},
+            "has 1 image tokens .* and 0 images",
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_an_error(family, arguments, message):
     with pytest.raises(ValueError, match=message):
         subject(family).encode(**arguments)
+
+
+NAN = np.full((16, 16, 3), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (picture().convert("L"), "image 1 has mode 'L', not 'RGB': give image.convert"),
+        (picture().convert("RGBA"), "image 1 has mode 'RGBA'"),
+        (NAN, "image 1 has pixels that are NaN or infinite: give 8-bit pixels"),
+        (NAN * 0 + np.inf, "image 1 has pixels that are NaN or infinite"),
+        (np.zeros((16, 16, 3)), "image 1 has the dtype float64: give 8-bit pixels from 0 to 255"),
+        (np.zeros((3, 16, 16), np.uint8), r"image 1 has the shape \(3, 16, 16\): give \[height, width, 3\]"),
+        (np.zeros((16, 16), np.uint8), "give \\[height, width, 3\\], the colours last"),
+        (np.zeros((0, 16, 3), np.uint8), "the shape"),
+        ("cat.png", "image 1 is of type str: give a PIL image"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "vit"])
+def test_what_is_no_picture_is_an_error(family, image, message):
+    texts = None if family == "vit" else ["a", "b"]
+    with pytest.raises(ValueError, match=message):
+        subject(family).encode(texts, images=[picture(), image])
+
+
+@pytest.mark.parametrize("family", [*VISION_LANGUAGE, "vit"])
+def test_8_bit_pixels_are_as_good_as_a_picture(family):
+    s = subject(family)
+    text = None if family == "vit" else "a dog"
+    expected, found = s.encode(text, picture()), s.encode(text, np.asarray(picture()))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_an_image_token_in_a_prompt_is_where_the_image_goes(family):
+    s = subject(family)
+    marker = s.processor.image_token
+    first, given = (s.encode(text, picture()) for text in ("the cat", f"{marker}the cat"))
+    assert torch.equal(first["input_ids"], given["input_ids"])
+    later = s.spans(s.encode(f"the cat {marker} sees", picture())).image[0].tolist()
+    assert later.index(True) > s.spans(first).image[0].tolist().index(True)
 
 
 def test_a_network_without_a_processor_says_so():
