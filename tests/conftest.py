@@ -1,4 +1,4 @@
-"""What several test files share: the one execution of all chapters at the `smoke` preset."""
+"""What several test files share: the one execution of all chapters at the `smoke` preset, and one browser."""
 
 import pytest
 
@@ -9,3 +9,11 @@ def smoke_run():
     from lib import batch
 
     return batch.run(preset="smoke", jobs=2)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Playwright allows one browser of this kind in a process."""
+    browsing = pytest.importorskip("browsing")
+    with browsing.chromium() as browser:
+        yield browser

@@ -2,8 +2,12 @@
 
 import base64
 import io
+import re
+import subprocess
+import sys
 from itertools import combinations
 
+import browser as program
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbclient
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import plots
+from lib import ROOT, plots
 
 GOOD = {
     "alt": "The line rises from left to right.",
@@ -34,7 +38,7 @@ def fig():
 def test_an_executed_notebook_carries_picture_alt_text_caption_and_name():
     source = f"""
 import matplotlib.pyplot as plt
-from lib import plots
+from lib import ROOT, plots
 plots.style()
 fig, ax = plt.subplots()
 ax.plot([1, 2], [1, 4])
@@ -109,3 +113,226 @@ def test_the_band_has_the_lines_colour_and_no_entry_of_its_own_in_the_legend(fig
 def test_a_figure_without_message_caption_or_anchor_is_refused(fig, change, message):
     with pytest.raises(ValueError, match=message):
         plots.show(fig, **{**GOOD, **change})
+
+
+# Words that show where a model looked
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+WORDS = ["a", "red", "disc", ",", "a", "blue", "moon", "and", "a", "green", "cross", "."]
+MAPS = RNG.dirichlet(np.full(64, 0.1), (12, 6, 8)).reshape(12, 6, 8, 8, 8)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Displays an element; what it puts out."""
+
+    def show(image=IMAGE, words=WORDS, maps=MAPS, **change):
+        outputs = []
+        monkeypatch.setattr(plots, "display", lambda data, **options: outputs.append(data))
+        plots.hover_words(image, words, maps, **{**GOOD, **change})
+        return outputs[0]
+
+    return show
+
+
+def values(html):
+    """The maps of a page, [word, layer, mean and heads, row, column]."""
+    shape = [int(n) for n in re.search(r'data-shape="(.*?)"', html)[1].split()]
+    levels = np.frombuffer(base64.b64decode(re.search(r'data-maps="(.*?)"', html)[1]), np.uint8)
+    peaks = np.array(re.search(r'data-peaks="(.*?)"', html)[1].split(), float)
+    return levels.reshape(shape) / 255 * peaks.reshape(*shape[:3], 1, 1)
+
+
+def test_the_words_carry_their_maps_and_the_means_over_heads(shown):
+    found = values(shown()["text/html"])
+    expected = np.concatenate([MAPS.mean(2, keepdims=True), MAPS], 2)
+    peaks = expected.max((3, 4), keepdims=True)
+    assert np.abs(found - expected).max() <= (peaks * (0.5 / 255 + 0.05)).max()  # 8 bits, 2 digits
+
+
+def test_an_element_is_small_and_comes_with_a_picture_and_its_facts(shown):
+    data = shown()
+    assert len(data["text/html"]) <= 100_000
+    assert Image.open(io.BytesIO(data["image/png"])).size[0] == 2 * 96 * plots.WIDTH // 1
+    assert data[plots.FIGURE_MIME] == GOOD
+    assert data["text/plain"] == GOOD["alt"]
+    assert not re.search(r"(src|href)=|@import|url\((?!data:)", data["text/html"])
+
+
+def test_many_heads_are_averaged_and_too_much_is_refused(shown):
+    maps = np.ones((2, 20, 32, 24, 24), dtype=np.float16)
+    assert values(shown(words=["a", "b"], maps=maps)["text/html"]).shape == (2, 20, 1, 24, 24)
+    with pytest.raises(ValueError, match="691,200 values, even averaged over heads; choose fewer words or"):
+        shown(words=["a"] * 60, maps=np.ones((60, 20, 2, 24, 24)))
+
+
+def test_words_are_text_and_never_markup(shown):
+    html = shown(words=["<script>x()</script>", "$x$", '"'], maps=MAPS[:3])["text/html"]
+    assert "<span>&lt;script&gt;x()&lt;/script&gt;</span>" in html
+    assert "<span>$x$</span>" in html
+
+
+def test_a_map_of_zeros_is_dark(shown):
+    assert (values(shown(words=["a"], maps=np.zeros((1, 1, 1, 2, 2)))["text/html"]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": ["a"]}, r"fig-rising-line: 1 words, and maps of the shape \(12, 6, 8, 8, 8\); expected"),
+        ({"maps": MAPS[0], "words": WORDS[:6]}, r"6 words, and maps of the shape \(6, 8, 8, 8\)"),
+        ({"words": [], "maps": MAPS[:0]}, "0 words"),
+        ({"maps": -MAPS}, "negative, infinite or NaN"),
+        ({"maps": MAPS * np.nan}, "negative, infinite or NaN"),
+        ({"image": IMAGE / 255}, r"the image is float64 \(64, 64, 3\); expected uint8"),
+        ({"image": IMAGE[..., 0]}, "expected uint8"),
+        ({"alt": "Words."}, "state the figure's message"),
+        ({"name": 'x"'}, "expected the form fig-some-words"),
+    ],
+)
+def test_words_maps_and_image_that_do_not_fit_are_refused(shown, change, message):
+    with pytest.raises(ValueError, match=message):
+        shown(**change)
+
+
+CONF = """
+import sys
+sys.path.append({path!r})
+extensions = ["myst_nb", "worked_papers.outputs"]
+html_theme = "basic"
+html_static_path = [{static!r}]
+html_css_files = ["book.css"]
+nb_execution_mode = "off"
+html_title = "Words"
+html_permalinks = False
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page with two elements, built by the book's extension: its address."""
+    browsing = pytest.importorskip("browsing")
+    folder = tmp_path_factory.mktemp("words")
+    outputs = []
+    with pytest.MonkeyPatch.context() as patch, mpl.rc_context():
+        patch.setattr(plots, "display", lambda data, **options: outputs.append((data, options)))
+        plots.style()
+        plots.hover_words(IMAGE, WORDS, MAPS, **GOOD)
+        plots.hover_words(IMAGE[::-1], WORDS[:3], MAPS[3:6], **GOOD | {"name": "fig-other"})
+    cell = nbformat.v4.new_code_cell("show()")
+    for data, options in outputs:
+        data = {k: base64.b64encode(v).decode() if k == "image/png" else v for k, v in data.items()}
+        cell.outputs.append(nbformat.v4.new_output("display_data", data, metadata=options["metadata"]))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Words"), cell])
+    book.metadata.language_info = {"name": "python", "pygments_lexer": "python"}
+    nbformat.write(book, folder / "index.ipynb")
+    extension, static = str(ROOT / "book/_ext"), str(ROOT / "book/_theme/static")
+    (folder / "conf.py").write_text(CONF.format(path=extension, static=static))
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", str(folder), str(folder / "site")]
+    subprocess.run(command, check=True, timeout=120)
+    with browsing.served(folder / "site") as address:
+        yield address + "index.html"
+
+
+@pytest.mark.site
+@pytest.mark.xdist_group("chapters")  # shares their browser
+@pytest.mark.skipif(program.SKIPPED, reason="BROWSER=skip")
+class TestInABrowser:
+    @pytest.fixture
+    def opened(self, chromium, page):
+        """Opens the page; errors in the console fail the test."""
+        errors, contexts = [], []
+
+        def start(**options):
+            contexts.append(chromium.new_context(**options))
+            opened = contexts[-1].new_page()
+            opened.on("pageerror", lambda error: errors.append(str(error)))
+            opened.goto(page)
+            return opened
+
+        yield start
+        for context in contexts:
+            context.close()
+        assert errors == []
+
+    @staticmethod
+    def canvas(page, name="fig-rising-line", panel=0):
+        """Alpha and red of a panel's map, by row and column."""
+        script = """(c) => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]"""
+        pixels = page.locator(f"#{name} canvas").nth(panel).evaluate(script)
+        return np.array(pixels).reshape(8, 8, 4)
+
+    @staticmethod
+    def brightest(pixels):
+        return np.unravel_index(pixels[..., 0].argmax(), (8, 8))
+
+    @staticmethod
+    def most(maps):
+        return np.unravel_index(maps.argmax(), (8, 8))
+
+    def test_pointing_tapping_and_arrow_keys_choose_the_word(self, opened):
+        page = opened()
+        words = page.locator("#fig-rising-line label:has(input)")
+        assert words.all_inner_texts() == WORDS
+        mean = MAPS.mean(2)
+        assert self.brightest(self.canvas(page)) == self.most(mean[0, 0])
+        words.nth(5).hover()
+        assert self.brightest(self.canvas(page, panel=2)) == self.most(mean[5, 2])
+        page.keyboard.press("Tab")
+        words.nth(5).locator("input").focus()
+        page.keyboard.press("ArrowRight")
+        assert self.brightest(self.canvas(page)) == self.most(mean[6, 0])
+        touch = opened(has_touch=True)
+        touch.locator("#fig-rising-line label:has(input)").nth(3).tap()
+        assert self.brightest(self.canvas(touch)) == self.most(mean[3, 0])
+
+    def test_lists_choose_layer_and_head(self, opened):
+        page = opened()
+        layer, head = (page.locator("#fig-rising-line select").nth(i) for i in (0, 1))
+        panels = page.locator("#fig-rising-line canvas")
+        assert panels.count() == 6
+        layer.select_option("layer 4")
+        head.select_option("head 7")
+        assert panels.count() == 1
+        assert self.brightest(self.canvas(page)) == self.most(MAPS[0, 4, 7])
+        row, column = self.most(MAPS[0, 4, 7])
+        label = f"layer 4, head 7: most in row {row + 1} of 8, column {column + 1} of 8"
+        assert panels.get_attribute("aria-label") == label
+        head.select_option("each head")
+        assert panels.count() == 8
+        assert self.brightest(self.canvas(page, panel=5)) == self.most(MAPS[0, 4, 5])
+        layer.select_option("each layer")
+        assert panels.count() == 48
+        assert self.brightest(self.canvas(page, panel=8 * 2 + 3)) == self.most(MAPS[0, 2, 3])
+
+    def test_two_elements_do_not_disturb_each_other(self, opened):
+        page = opened()
+        page.locator("#fig-other label:has(input)").nth(2).hover()
+        assert self.brightest(self.canvas(page, "fig-other")) == self.most(MAPS[5, 0].mean(0))
+        assert self.brightest(self.canvas(page)) == self.most(MAPS[0, 0].mean(0))
+        ids = page.evaluate("() => [...document.querySelectorAll('[id]')].map((e) => e.id)")
+        assert len(ids) == len(set(ids))
+
+    def test_without_scripts_there_is_the_picture_with_its_alt_text(self, opened):
+        page = opened(java_script_enabled=False)
+        picture = page.locator("#fig-rising-line img")
+        assert picture.get_attribute("alt") == GOOD["alt"]
+        assert picture.is_visible()
+        assert not page.locator("#fig-rising-line .wp-hover").is_visible()
+        assert opened().locator("#fig-rising-line img").count() == 0
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [1280, 375])
+    def test_axe_finds_nothing_and_nothing_sticks_out(self, opened, width, scheme):
+        import browsing
+
+        page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.locator("#fig-other input").first.focus()
+        rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}
+        found = browsing.Axe().run(page, options=rules).response["violations"]
+        assert [(v["id"], [n["html"][:150] for n in v["nodes"]]) for v in found] == []
+        assert page.evaluate(browsing.OVERFLOW) <= 0
+        outline = "e => getComputedStyle(e.nextElementSibling).outlineStyle"
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#fig-other input:checked").evaluate(outline) == "solid"

@@ -45,12 +45,6 @@ def pages(site):
 
 
 @pytest.fixture(scope="session")
-def chromium():
-    with browsing.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="session")
 def base(site):
     with browsing.served(site) as address:
         yield address
