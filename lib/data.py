@@ -1,9 +1,18 @@
-"""Real data sets by name: labelled images of the hub at a pinned revision, or in a local folder."""
+"""Real data sets by name: of the hub at a pinned revision, or in a local folder in their official form.
+
+images, labels = images("cifar100", "test", 1000)
+questions = pope("adversarial", n=500)  # is there a ... in the image?
+questions = science_qa("test", n=500)  # multiple choice
+photographs = coco("~/coco", n=500)  # with the objects in them and five captions each
+mentioned("Two dogs and a fire hydrant.", object_words(photographs))
+"""
 
 import io
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -64,17 +73,13 @@ def images(
         PermissionError: the hub wants an accepted licence or a login for this data set.
         ImportError: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ImportError(f"{name}: parquet files need pyarrow; install it: pip install pyarrow") from None
+    pyarrow = _pyarrow(name)
     if split not in ("train", "test"):
         raise LookupError(f"split={split!r}: there are 'train' and 'test'")
     rng = np.random.default_rng(seed)
-    tables: list[pyarrow.Table] = []
+    tables: list[Any] = []
     for path in _files(name, split, rng):
-        table = parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path)
         try:
             picked = [next(c for c in choice if c in table.column_names) for choice in COLUMNS]
         except StopIteration:
@@ -106,16 +111,322 @@ def _files(name: str, split: str, rng: np.random.Generator) -> Iterator[Path]:
     begins, count = known.train if split == "train" else known.test
     for number in rng.permutation(count):
         file = f"{begins}-{number:05}-of-{count:05}.parquet"
-        try:
-            path = hf_hub_download(known.repository, file, repo_type="dataset", revision=known.revision)
-        except GatedRepoError:
-            url = f"https://huggingface.co/datasets/{known.repository}"
-            raise PermissionError(
-                f"{name}: accept its licence at {url} and log in with: hf auth login"
-            ) from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ConnectionError(
-                f"{name}: {file} is not in the local cache, and the hub does not answer"
-                f" ({type(error).__name__}); connect, or give a folder of parquet files instead"
-            ) from None
-        yield Path(path)
+        yield _fetch(name, known.repository, file, known.revision)
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f"{name}: parquet files need pyarrow; install it: pip install pyarrow") from None
+    return pyarrow
+
+
+def _fetch(name: str, repository: str, file: str, revision: str) -> Path:
+    """A file of a data set of the hub, from the local cache if it is there."""
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+    except GatedRepoError:
+        url = f"https://huggingface.co/datasets/{repository}"
+        raise PermissionError(f"{name}: accept its licence at {url} and log in with: hf auth login") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConnectionError(
+            f"{name}: {file} is not in the local cache, and the hub does not answer"
+            f" ({type(error).__name__}); connect, or give a folder with its files instead"
+        ) from None
+
+
+# Questions about images
+
+
+class YesNo(NamedTuple):
+    """A question that is answered by yes or no."""
+
+    image: Image.Image
+    question: str
+    answer: bool
+    file: str
+    """Name of the image."""
+
+
+class MultipleChoice(NamedTuple):
+    """A question of which one choice is right."""
+
+    image: Image.Image
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    """Which of the choices is right."""
+    hint: str
+    """What is said beside the question; may be empty."""
+    category: str
+
+
+POPE = ("lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896")
+SCIENCE_QA = ("derek-thomas/ScienceQA", "f18b0a70359ebfb41f658fd564208d0355b013f4")
+SCIENCE_QA_FILES = {
+    "train": "data/train-00000-of-00001-1028f23e353fbe3e.parquet",
+    "val": "data/validation-00000-of-00001-6c7328ff6c84284c.parquet",
+    "test": "data/test-00000-of-00001-f0e719df791966ff.parquet",
+}
+MM_STAR = ("Lin-Chen/MMStar", "bc98d668301da7b14f648724866e57302778ab27")
+
+
+def pope(split: str, *, n: int | None = None, seed: int = 0, folder: str | Path | None = None) -> list[YesNo]:
+    """POPE's questions whether an object is in a photograph of COCO (Li et al. 2023); half are to be denied.
+
+    The absent objects are drawn at random, are the most frequent ones ("popular"), or those that most often
+    accompany what is there ("adversarial").
+
+    Args:
+        split: "random", "popular" or "adversarial".
+        n: at most so many, drawn at random; None for all 3,000, in their order.
+        seed: of the draw.
+        folder: with the authors' `coco_pope_<split>.json`, and the photographs in it or in its `val2014`.
+            None for the copy on the hub.
+
+    Raises:
+        LookupError: there is no such split, or the file is of another form.
+        FileNotFoundError: the folder lacks a file.
+        ConnectionError, PermissionError, ImportError: as `images`.
+    """
+    if split not in ("random", "popular", "adversarial"):
+        raise LookupError(f"split={split!r}: POPE has 'random', 'popular' and 'adversarial'")
+    if folder is None:
+        path = _fetch("POPE", POPE[0], f"Full/{split}-00000-of-00001.parquet", POPE[1])
+        rows = _rows("POPE", path, ["image", "question", "answer", "image_source"], n, seed)
+        return [
+            YesNo(_image(row["image"]), row["question"], _yes(row["answer"]), row["image_source"])
+            for row in rows
+        ]
+    folder = Path(folder).expanduser()
+    lines = _read(folder / f"coco_pope_{split}.json").splitlines()
+    records = _drawn([json.loads(line) for line in lines if line.strip()], n, seed)
+    _check(records, {"image", "text", "label"}, folder)
+    places = [folder, folder / "val2014"]
+    return [
+        YesNo(_open(record["image"], places), record["text"], _yes(record["label"]), record["image"])
+        for record in records
+    ]
+
+
+def science_qa(
+    split: str, *, n: int | None = None, seed: int = 0, folder: str | Path | None = None
+) -> list[MultipleChoice]:
+    """Those questions of ScienceQA (Lu et al. 2022) that come with an image.
+
+    Not for commercial use: the authors' licence is CC BY-NC-SA 4.0 (as the script says with which they are
+    loaded; the hub's card has been quoted as CC BY-SA 4.0, so check before other use).
+
+    Args:
+        split: "train", "val" or "test".
+        n: at most so many, drawn at random; None for all, in their order.
+        seed: of the draw.
+        folder: with the authors' `problems.json`, `pid_splits.json` and `<split>/<id>/image.png`, these also
+            below `images`. None for the copy on the hub.
+
+    Raises:
+        LookupError: there is no such split, or the files are of another form.
+        FileNotFoundError: the folder lacks a file.
+        ConnectionError, PermissionError, ImportError: as `images`.
+    """
+    if split not in SCIENCE_QA_FILES:
+        raise LookupError(f"split={split!r}: ScienceQA has {', '.join(map(repr, SCIENCE_QA_FILES))}")
+    needed = ["image", "question", "choices", "answer", "hint", "category"]
+    if folder is None:
+        path = _fetch("ScienceQA", SCIENCE_QA[0], SCIENCE_QA_FILES[split], SCIENCE_QA[1])
+        rows = _rows("ScienceQA", path, needed, n, seed)
+        pictures = [_image(row["image"]) for row in rows]
+    else:
+        folder = Path(folder).expanduser()
+        problems = json.loads(_read(folder / "problems.json"))
+        ids = json.loads(_read(folder / "pid_splits.json"))[split]
+        rows = _drawn([problems[i] | {"id": i} for i in ids if problems[i].get("image")], n, seed)
+        _check(rows, set(needed), folder)
+        pictures = [
+            _open(row["image"], [folder / "images" / split / row["id"], folder / split / row["id"]])
+            for row in rows
+        ]
+    return [
+        MultipleChoice(
+            picture, row["question"], tuple(row["choices"]), row["answer"], row["hint"], row["category"]
+        )
+        for picture, row in zip(pictures, rows, strict=True)
+    ]
+
+
+def mm_star(*, n: int | None = None, seed: int = 0, folder: str | Path | None = None) -> list[MultipleChoice]:
+    """The 1,500 questions of MMStar (Chen et al. 2024), which cannot be answered without the image.
+
+    Args:
+        n: at most so many, drawn at random; None for all, in their order.
+        seed: of the draw.
+        folder: with `mmstar.parquet`, or another file of that form; None for the hub.
+
+    Returns:
+        The choices stand in the question itself, and are here called by their letters, A to D.
+
+    Raises:
+        LookupError: the file is of another form.
+        FileNotFoundError: the folder has no such file.
+        ConnectionError, PermissionError, ImportError: as `images`.
+    """
+    if folder is None:
+        path = _fetch("MMStar", MM_STAR[0], "mmstar.parquet", MM_STAR[1])
+    else:
+        found = sorted(Path(folder).expanduser().glob("*.parquet"))
+        if not found:
+            raise FileNotFoundError(f"{folder} has no *.parquet")
+        path = found[0]
+    rows = _rows("MMStar", path, ["image", "question", "answer", "category", "l2_category"], n, seed)
+    return [
+        MultipleChoice(
+            _image(row["image"]),
+            row["question"],
+            tuple("ABCD"),
+            "ABCD".index(row["answer"].strip()),
+            "",
+            f"{row['category']}: {row['l2_category']}",
+        )
+        for row in rows
+    ]
+
+
+# Photographs and the objects in them
+
+
+class Photograph(NamedTuple):
+    """A photograph of COCO with what people marked and wrote."""
+
+    file: Path
+    objects: frozenset[str]
+    """Names of the categories of which an instance is marked."""
+    captions: tuple[str, ...]
+
+
+def coco(
+    folder: str | Path, split: str = "val2014", *, n: int | None = None, seed: int = 0
+) -> tuple[list[Photograph], tuple[str, ...]]:
+    """Photographs of COCO (Lin et al. 2014), as CHAIR (Rohrbach et al. 2018) needs them.
+
+    Args:
+        folder: with the folders `<split>` (photographs) and `annotations` (`instances_<split>.json` and
+            `captions_<split>.json`).
+        split: "val2014" for CHAIR.
+        n: at most so many, drawn at random; None for all.
+        seed: of the draw.
+
+    Returns:
+        The photographs, and the names of all (80) categories.
+
+    Raises:
+        FileNotFoundError: the folder lacks one of the files; the message says where they come from.
+        LookupError: a file is of another form.
+    """
+    folder = Path(folder).expanduser()
+    source = "annotations_trainval2014.zip and val2014.zip of https://cocodataset.org/#download"
+    instances, captions = (
+        json.loads(_read(folder / "annotations" / f"{kind}_{split}.json", source))
+        for kind in ("instances", "captions")
+    )
+    _check([instances], {"images", "annotations", "categories"}, folder)
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    chosen = _drawn(instances["images"], n, seed)
+    objects: dict[int, set[str]] = {image["id"]: set() for image in chosen}
+    said: dict[int, list[str]] = {image["id"]: [] for image in chosen}
+    for one in instances["annotations"]:
+        if one["image_id"] in objects:
+            objects[one["image_id"]].add(names[one["category_id"]])
+    for one in captions["annotations"]:
+        if one["image_id"] in said:
+            said[one["image_id"]].append(one["caption"].strip())
+    photographs = [
+        Photograph(
+            folder / split / image["file_name"], frozenset(objects[image["id"]]), tuple(said[image["id"]])
+        )
+        for image in chosen
+    ]
+    return photographs, tuple(names.values())
+
+
+def object_words(categories: Iterable[str], synonyms: str | Path | None = None) -> dict[str, str]:
+    """Words that name objects -> the name of the category.
+
+    Args:
+        categories: stand for themselves.
+        synonyms: a file of CHAIR's form: a line for each category, its name first, synonyms after commas.
+            Without it, an object that is called otherwise than its category is overlooked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    words = {name: name for name in categories}
+    for line in _read(Path(synonyms).expanduser()).splitlines() if synonyms else ():
+        name, *others = (word.strip().lower() for word in line.split(","))
+        words |= {word: name for word in (name, *others) if word}
+    return words
+
+
+def mentioned(text: str, words: Mapping[str, str]) -> list[str]:
+    """The categories that a text names, in order and with repetitions; plurals with -s and -es count.
+
+    The longest name wins: "hot dog" is no dog.
+    """
+    longest = sorted(words, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest))
+    found = re.findall(rf"(?<!\w)({pattern})(?:e?s)?(?!\w)", text.lower()) if longest else []
+    return [words[word] for word in found]
+
+
+# Reading
+
+
+def _drawn(records: list[Any], n: int | None, seed: int) -> list[Any]:
+    if n is None:
+        return records
+    return [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:n]]
+
+
+def _rows(name: str, path: Path, columns: list[str], n: int | None, seed: int) -> list[dict[str, Any]]:
+    """Rows of a parquet file that have an image."""
+    pyarrow = _pyarrow(name)
+    table = pyarrow.parquet.read_table(path)
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise LookupError(
+            f"{path} has the columns {', '.join(table.column_names)}; missing: {', '.join(missing)}"
+        )
+    table = table.select(columns)
+    shown = np.flatnonzero(table["image"].is_valid().to_numpy())
+    return table.take(_drawn(list(shown), n, seed)).to_pylist()
+
+
+def _image(cell: bytes | Mapping[str, Any]) -> Image.Image:
+    """An image as the hub's parquet files hold it."""
+    data = cell if isinstance(cell, bytes) else cell["bytes"]
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _open(name: str, folders: list[Path]) -> Image.Image:
+    for folder in folders:
+        if (folder / name).is_file():
+            return Image.open(folder / name).convert("RGB")
+    raise FileNotFoundError(f"no image {name} in {' or '.join(map(str, folders))}")
+
+
+def _read(path: Path, source: str = "") -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}" + (f"; it is in {source}" if source else ""))
+    return path.read_text(encoding="utf-8")
+
+
+def _check(records: list[Any], needed: set[str], folder: Path) -> None:
+    if records and (missing := needed - records[0].keys()):
+        raise LookupError(
+            f"{folder}: a record has {', '.join(records[0])}; missing: {', '.join(sorted(missing))}"
+        )
+
+
+def _yes(answer: str) -> bool:
+    if (word := answer.strip().lower()) not in ("yes", "no"):
+        raise LookupError(f"answer {answer!r}: expected yes or no")
+    return word == "yes"

@@ -1,11 +1,13 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lib.data import IMAGE_SETS, images
+from lib import data
+from lib.data import IMAGE_SETS, coco, images, mentioned, mm_star, object_words, pope, science_qa
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -85,3 +87,222 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", range(3), image="photo")
     with pytest.raises(LookupError, match=r"columns photo, fine_label; needed: image"):
         images(str(tmp_path), "train", 3)
+
+
+# Questions about images, in the forms in which their authors and the hub have them
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, ...]]:
+    """Lets the hub answer with a file; what it is asked for."""
+    asked: list[tuple[str, ...]] = []
+
+    def download(repository: str, file: str, repo_type: str, revision: str) -> str:
+        asked.append((repository, file, revision))
+        return str(path)
+
+    monkeypatch.setattr("lib.data.hf_hub_download", download)
+    return asked
+
+
+def cell(value: int) -> dict:
+    return {"bytes": png(value), "path": f"{value}.png"}
+
+
+def test_pope_is_read_from_the_hub_and_from_the_authors_files_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    questions = [(f"Is there a {thing} in the image?", i % 2 == 0) for i, thing in enumerate("abcdef")]
+    rows = {
+        "id": [str(i) for i in range(6)],
+        "question_id": [str(i + 1) for i in range(6)],
+        "question": [text for text, _ in questions],
+        "answer": ["yes" if yes else "no" for _, yes in questions],
+        "image_source": [f"COCO_val2014_{i:012}" for i in range(6)],
+        "image": [cell(i) for i in range(6)],
+        "category": ["popular"] * 6,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "hub.parquet")
+    asked = hub(monkeypatch, tmp_path / "hub.parquet")
+    found = pope("popular")
+    assert asked == [(data.POPE[0], "Full/popular-00000-of-00001.parquet", data.POPE[1])]
+    assert [(record.question, record.answer) for record in found] == questions
+    assert [record.image.getpixel((0, 0))[0] for record in found] == list(range(6))
+
+    lines = [
+        {
+            "question_id": i + 1,
+            "image": f"COCO_val2014_{i:012}.jpg",
+            "text": text,
+            "label": "yes" if yes else "no",
+        }
+        for i, (text, yes) in enumerate(questions)
+    ]
+    (tmp_path / "coco_pope_popular.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "val2014").mkdir()
+    for i in range(6):
+        (tmp_path / "val2014" / f"COCO_val2014_{i:012}.jpg").write_bytes(png(i))
+    local = pope("popular", folder=tmp_path)
+    assert [record[1:3] for record in local] == [record[1:3] for record in found]
+    assert [record.image.getpixel((0, 0)) for record in local] == [(i, i, i) for i in range(6)]
+    few = pope("popular", n=3, folder=tmp_path)
+    assert len(few) == 3
+    assert few == pope("popular", n=3, folder=tmp_path)
+    assert {record.question for record in few} < {text for text, _ in questions}
+
+    with pytest.raises(LookupError, match="split='all': POPE has 'random', 'popular' and 'adversarial'"):
+        pope("all")
+    with pytest.raises(FileNotFoundError, match=r"no file .*coco_pope_random\.json"):
+        pope("random", folder=tmp_path)
+    (tmp_path / "val2014" / f"COCO_val2014_{5:012}.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no image COCO_val2014_000000000005\.jpg in .* or .*val2014"
+    ):
+        pope("popular", folder=tmp_path)
+    (tmp_path / "coco_pope_random.json").write_text('{"image": "x.jpg", "question": "?", "label": "yes"}')
+    with pytest.raises(LookupError, match="a record has image, question, label; missing: text"):
+        pope("random", folder=tmp_path)
+
+
+def problem(i: int, image: object) -> dict:
+    return {
+        "image": image,
+        "question": f"question {i}",
+        "choices": ["a", "b", "c"][: 2 + i % 2],
+        "answer": i % 2,
+        "hint": "",
+        "task": "closed choice",
+        "grade": "grade2",
+        "subject": "natural science",
+        "topic": "physics",
+        "category": "Magnets",
+        "skill": "Compare magnets",
+        "lecture": "",
+        "solution": "",
+    }
+
+
+def test_science_qa_keeps_the_questions_with_an_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [problem(i, cell(i) if i % 3 else None) for i in range(9)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub.parquet")
+    asked = hub(monkeypatch, tmp_path / "hub.parquet")
+    found = science_qa("val")
+    assert asked == [(data.SCIENCE_QA[0], data.SCIENCE_QA_FILES["val"], data.SCIENCE_QA[1])]
+    assert [record.question for record in found] == [f"question {i}" for i in (1, 2, 4, 5, 7, 8)]
+    assert [record.image.getpixel((0, 0))[0] for record in found] == [1, 2, 4, 5, 7, 8]
+    assert found[0].choices == ("a", "b", "c")
+    assert found[1].choices == ("a", "b")
+    assert [record.answer for record in found[:2]] == [1, 0]
+
+    problems = {str(i): problem(i, "image.png" if i % 3 else None) for i in range(9)}
+    (tmp_path / "problems.json").write_text(json.dumps(problems))
+    splits = {"train": ["0", "1"], "val": [str(i) for i in range(9)], "test": []}
+    (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
+    for i in (1, 2, 4, 5, 7, 8):
+        place = tmp_path / ("images" if i < 5 else "") / "val" / str(i)
+        place.mkdir(parents=True)
+        (place / "image.png").write_bytes(png(i))
+    local = science_qa("val", folder=tmp_path)
+    assert [record[1:] for record in local] == [record[1:] for record in found]
+    assert science_qa("test", folder=tmp_path) == []
+    assert len(science_qa("val", n=2, folder=tmp_path)) == 2
+    with pytest.raises(LookupError, match="split='validation': ScienceQA has 'train', 'val', 'test'"):
+        science_qa("validation")
+
+
+@pytest.mark.parametrize("form", ["struct", "bytes"])
+def test_mm_stars_choices_stand_in_the_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    rows = [
+        {
+            "index": i,
+            "question": f"Which is it?\nOptions: A: {i}, B: b, C: c, D: d",
+            "image": cell(i) if form == "struct" else png(i),
+            "answer": "ABCD"[i % 4],
+            "category": "math",
+            "l2_category": "geometry",
+            "meta_info": {"source": "MathVista", "split": "testmini", "image_path": f"images/{i}.jpg"},
+        }
+        for i in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mmstar.parquet")
+    asked = hub(monkeypatch, tmp_path / "mmstar.parquet")
+    found = mm_star()
+    assert asked == [(data.MM_STAR[0], "mmstar.parquet", data.MM_STAR[1])]
+    assert [record.answer for record in found] == [0, 1, 2, 3, 0, 1]
+    assert found[2].choices == ("A", "B", "C", "D")
+    assert found[2].question == rows[2]["question"]
+    assert found[2].category == "math: geometry"
+    assert mm_star(folder=tmp_path) == found
+    with pytest.raises(FileNotFoundError, match=r"has no \*\.parquet"):
+        mm_star(folder=tmp_path / "nowhere")
+    pq.write_table(pa.table({"question": ["?"]}), tmp_path / "mmstar.parquet")
+    with pytest.raises(LookupError, match="columns question; missing: image, answer, category, l2_category"):
+        mm_star(folder=tmp_path)
+
+
+def test_revisions_are_whole_commits_and_being_offline_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(len(revision) == 40 for _, revision in (data.POPE, data.SCIENCE_QA, data.MM_STAR))
+
+    def offline(*args: object, **kwargs: object) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("lib.data.hf_hub_download", offline)
+    for load, name in (
+        (lambda: pope("random"), "POPE"),
+        (lambda: science_qa("test"), "ScienceQA"),
+        (mm_star, "MMStar"),
+    ):
+        with pytest.raises(ConnectionError, match=f"{name}: .* the hub does not answer.*give a folder"):
+            load()
+
+
+def test_cocos_photographs_come_with_their_objects_and_captions(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    pictures = [{"id": 10 * i, "file_name": f"COCO_val2014_{10 * i:012}.jpg"} for i in range(4)]
+    instances = {
+        "images": pictures,
+        "categories": [
+            {"id": 1, "name": "person", "supercategory": "person"},
+            {"id": 18, "name": "dog", "supercategory": "animal"},
+            {"id": 58, "name": "hot dog", "supercategory": "food"},
+        ],
+        "annotations": [
+            {"image_id": 0, "category_id": 1},
+            {"image_id": 0, "category_id": 1},
+            {"image_id": 10, "category_id": 58},
+            {"image_id": 0, "category_id": 18},
+        ],
+    }
+    with pytest.raises(
+        FileNotFoundError, match=r"instances_val2014\.json; it is in annotations_trainval2014"
+    ):
+        coco(tmp_path)
+    (tmp_path / "annotations/instances_val2014.json").write_text(json.dumps(instances))
+    captions = [{"image_id": 10 * (i % 4), "id": i, "caption": f"caption {i} \n"} for i in range(8)]
+    (tmp_path / "annotations/captions_val2014.json").write_text(
+        json.dumps({"images": pictures, "annotations": captions})
+    )
+    found, categories = coco(tmp_path)
+    assert categories == ("person", "dog", "hot dog")
+    assert [photograph.objects for photograph in found] == [{"person", "dog"}, {"hot dog"}, set(), set()]
+    assert found[1].captions == ("caption 1", "caption 5")
+    assert found[1].file == tmp_path / "val2014" / "COCO_val2014_000000000010.jpg"
+    few, categories = coco(tmp_path, n=2)
+    assert len(few) == 2
+    assert set(few) < set(found)
+    assert len(categories) == 3
+
+
+def test_the_longest_name_of_an_object_wins_and_plurals_count(tmp_path: Path) -> None:
+    words = object_words(["dog", "hot dog", "bus", "person"])
+    assert mentioned("Two Dogs eat a hot dog; the doghouse is no dog.", words) == ["dog", "hot dog", "dog"]
+    assert mentioned("Buses, and people.", words) == ["bus"]
+    (tmp_path / "synonyms.txt").write_text("person, people, girl\ndog, puppy\n\n")
+    words = object_words(["dog", "hot dog", "bus", "person"], tmp_path / "synonyms.txt")
+    assert mentioned("A girl and her puppies; people watch a puppy.", words) == ["person", "person", "dog"]
+    assert mentioned("anything", {}) == []
+    with pytest.raises(FileNotFoundError, match="no file"):
+        object_words([], tmp_path / "none.txt")
