@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 
 import families
 import numpy as np
@@ -512,3 +513,86 @@ def test_scores_of_a_hand_made_confusion_table() -> None:
     assert table.tolist() == [[2, 0, 0, 2], [1, 1, 1, 1]]
     scores = {name: score(table) for name, score in m.POPE.items()}
     assert scores == pytest.approx({"accuracy": 75, "precision": 75, "recall": 75, "F1": 75, "yes-ratio": 50})
+
+
+# Silence, and equal recall
+
+
+def chair_of(mentioned: list[int], hallucinated: list[int]) -> words.Chair:
+    zero = np.zeros(len(mentioned), int)
+    return words.Chair(np.array(mentioned), np.array(hallucinated), zero, zero, zero)
+
+
+def test_cutting_captions_at_random_leaves_hallucinations_as_often_as_counting_all_choices_says() -> None:
+    base = chair_of([5, 5, 4, 3, 2, 0], [2, 0, 4, 1, 1, 0])
+    for keep in range(6):
+        expected = []
+        for m_, h in zip(base.mentioned, base.hallucinated, strict=True):
+            choices = list(combinations([True] * h + [False] * (m_ - h), min(keep, m_)))
+            expected.append(np.mean([any(choice) for choice in choices]))
+        np.testing.assert_allclose(m.chair_s_when_cut(base, np.full(6, keep)), expected, atol=1e-12)
+
+
+def test_captions_that_are_as_long_as_before_keep_their_chair() -> None:
+    base = chair_of([5, 4, 2], [2, 0, 1])
+    assert m.chair_s_when_cut(base, base.mentioned).tolist() == [1, 0, 1]
+    assert m.chair_s_when_cut(base, np.array([9, 9, 9])).tolist() == [1, 0, 1]
+
+
+def count_names(texts: list[str]) -> words.Chair:
+    truth = {0: {"dog", "bus"}, 1: {"person"}}
+    return m.count_mentions(m.caption_records(range(2), texts), truth, SYNONYMS)
+
+
+def test_the_least_sure_mentions_go_first_and_no_more_than_equal_recall_needs() -> None:
+    mentions = [[("dog", -0.1), ("person", -2.0), ("bus", -1.0)], [("person", -0.2), ("bus", -3.0)]]
+    complete = m.cut_to_recall(mentions, 100, count_names)
+    assert (complete.mentioned.sum(), complete.hallucinated.sum(), complete.found.sum()) == (5, 2, 3)
+    two_of_three = m.cut_to_recall(mentions, 67, count_names)
+    assert two_of_three.mentioned.tolist() == [1, 1]
+    assert (two_of_three.hallucinated.sum(), two_of_three.found.sum()) == (0, 2)
+    assert m.cut_to_recall(mentions, 0, count_names).mentioned.sum() == 0
+
+
+def test_certainty_of_a_mention_is_its_log_probability_after_what_stands_before(llava: Subject) -> None:
+    names = {"cat": "cat", "dog": "dog", "star": "star"}
+    there = np.zeros((3, 3), bool)
+    pictures = [families.picture(i) for i in range(3)]
+    album = m.Album(pictures, there, there, there, list(names), names, "the cat sees")
+    captions = ["a red star and dogs", "of the", "cat"]
+    found = m.mention_logprobs(llava, album, captions)
+    assert [[name for name, _ in own] for own in found] == [["star", "dog"], [], ["cat"]]
+
+    def total(number: int, answer: str) -> float:
+        return answer_logprobs(llava, [album.prompt], [pictures[number]], answers=[[answer]]).item()
+
+    assert found[0][0][1] == pytest.approx(total(0, "a red star") - total(0, "a red"), abs=1e-4)
+    assert found[2][0][1] == pytest.approx(total(2, "cat"), abs=1e-4)
+
+
+# One head, and the size of the change
+
+
+def test_a_head_left_out_contributes_nothing(llava: Subject, batch: dict[str, Tensor]) -> None:
+    with torch.inference_mode(), m.without_head(llava, 1, 2), capture(llava, "z", layers=1) as acts:
+        llava.model(**batch)
+    assert not acts[1][:, :, 2].any()
+    assert all(acts[1][:, :, head].any() for head in (0, 1, 3))
+
+
+def test_no_edit_changes_nothing_and_a_doubled_output_changes_by_its_own_size(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    doubled = edit(llava, "attn_out", layer=1, fn=lambda x: 2 * x)
+    np.testing.assert_allclose(m.relative_change(llava, 1, batch, doubled), np.ones(3), rtol=1e-5)
+    with same_implementation(llava):
+        assert m.relative_change(llava, 1, batch, m.broadcasting(llava, 1, to=[])).tolist() == [0, 0, 0]
+
+
+def test_counterfactual_scenes_tempt_with_the_partners_that_are_not_there() -> None:
+    album = m.scene_album(40, np.random.default_rng(0), noise=0.8)
+    assert not (album.present & album.tempting).any()
+    assert (album.tempting.sum(1) == album.present.sum(1)).all()
+    assert album.seen[:, 0].mean() > 0.1
+    few = album.first(7)
+    assert len(few) == len(few.images) == len(few.tempting) == 7
