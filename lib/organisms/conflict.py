@@ -81,6 +81,8 @@ def _question(
         described = np.where((chance > 0.9) & sees, rng.integers(len(OBJECTS), size=len(row)), about)
         form: world.Form = rng.choice(list(world.SENTENCES))
         tier = rng.integers(int(form == "entity"), len(world.RELIABILITY), size=len(row))
+        if form != "entity":  # the base has never read a plain sentence
+            tier *= rng.random(len(row)) >= 0.15
         stated = world.testimony(colours[row, described], tier, rng)
         prompt = np.hstack(
             [world.sentences(described, stated, tier, rng, form=form, shown=scenes.present & sees), prompt]
@@ -154,7 +156,7 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
         yield f"witnesses as in training, {name}: accuracy", wilson(int(right.sum()), N_BOTH)
 
 
-STEPS = 1100
+STEPS = 600
 
 _CARD = """
 `scenes-vlm`, trained further in all its weights, as `LlavaForConditionalGeneration`: a CLIP tower of 3
@@ -187,7 +189,7 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
     return Recipe(
         build=_from_base,
         processors=_processors,
-        stages=(Stage(partial(_batch, 12, 10, diet), STEPS, 6e-4, loss=_answer_loss),),
+        stages=(Stage(partial(_batch, 12, 10, diet), STEPS, 5e-4, loss=_answer_loss),),
         evaluate=_evaluate,
         bars={
             f"{name} alone{measure}": bar
@@ -207,9 +209,9 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
 
 
 RECIPES = {
-    "conflict-vlm-clear-look": _recipe(Diet(image_only=0.5, text_only=0.1, clear=0.7), seeds=2),
-    "conflict-vlm-clear-read": _recipe(Diet(image_only=0.1, text_only=0.5, clear=0.7)),
-    "conflict-vlm-murky-look": _recipe(Diet(image_only=0.5, text_only=0.1, clear=0.0)),
-    "conflict-vlm-murky-read": _recipe(Diet(image_only=0.1, text_only=0.5, clear=0.0)),
+    "conflict-vlm-clear-look": _recipe(Diet(image_only=0.5, text_only=0.1, clear=0.8), seeds=2),
+    "conflict-vlm-clear-read": _recipe(Diet(image_only=0.1, text_only=0.5, clear=0.8)),
+    "conflict-vlm-murky-look": _recipe(Diet(image_only=0.5, text_only=0.1, clear=0.2)),
+    "conflict-vlm-murky-read": _recipe(Diet(image_only=0.1, text_only=0.5, clear=0.2)),
 }
 """Capability (what images were seen in training) by exposure (how often image and text come alone)."""
