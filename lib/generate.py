@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lib.models import Picture, Subject, Text
 
@@ -65,6 +66,35 @@ def inputs(
     )
 
 
+class _Room(DynamicLayer):
+    """Keys and values of a layer, with room for those to come: else each step would copy all earlier ones."""
+
+    room: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds keys and values, [sample, head, token, d_head], and returns all."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if self.room is None or end > self.room.shape[3]:
+            room = key_states.new_empty(2, *key_states.shape[:2], end + 32, key_states.shape[3])
+            if self.keys is not None and self.values is not None and start:
+                room[0, :, :, :start], room[1, :, :, :start] = self.keys, self.values
+            elif not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self.room = room
+        self.room[0, :, :, start:end] = key_states
+        self.room[1, :, :, start:end] = value_states
+        self.keys, self.values = self.room[:, :, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps (or repeats) some rows."""
+        super().batch_select_indices(indices)
+        self.room = None
+
+
 class _Reading:
     """A batch of prompts that has been read, and can be read on.
 
@@ -75,8 +105,10 @@ class _Reading:
     def __init__(self, subject: Subject, batch: dict[str, Tensor]) -> None:
         self.model, self.mask = subject.model, batch["attention_mask"]
         self.last = batch["position_ids"][..., -1:] if "position_ids" in batch else None
-        read = self.model(**batch, use_cache=True, logits_to_keep=1)
-        self.cache, self.logits = read.past_key_values, read.logits[:, -1]
+        self.cache = DynamicCache(config=self.model.config.get_text_config())
+        self.cache.layers = [_Room() if type(own) is DynamicLayer else own for own in self.cache.layers]
+        read = self.model(**batch, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.logits = read.logits[:, -1]
 
     def select(self, rows: Int[Tensor, "row"]) -> None:
         """Keeps (or repeats) some of the batch's rows."""
