@@ -1,8 +1,10 @@
 """The method cells of notebooks/d-leaf.ipynb: the very code that the reader reads."""
 
+import json
 import math
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import families
 import numpy as np
@@ -20,6 +22,7 @@ m = chapters.method("d-leaf")
 eah = chapters.method("eah")
 PROMPTS = ["where is the red star ?", "a cat", "what is left of the blue dog ."]
 NEW = 5
+DOSES = {"cell_noise": 0.8, "noisy_share": 0.5, "noise": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -441,9 +444,9 @@ def test_models_and_prompts_without_image_and_wrong_batches_are_named(llava: Sub
     ):
         llava.model(**batch)
     with pytest.raises(ValueError, match=r"split='train': expected validation or test"):
-        m.noisy_scenes(8, "train", cell_noise=0.8, noise=0.3, seed=0)
+        m.noisy_scenes(8, "train", **DOSES, seed=0)
     with pytest.raises(ValueError, match=r"cell_noise=-1"):
-        m.noisy_scenes(8, "test", cell_noise=-1, noise=0.3, seed=0)
+        m.noisy_scenes(8, "test", **DOSES | {"cell_noise": -1}, seed=0)
 
 
 # Scoring
@@ -451,7 +454,7 @@ def test_models_and_prompts_without_image_and_wrong_batches_are_named(llava: Sub
 
 @pytest.fixture(scope="module")
 def pictures() -> object:
-    return m.noisy_scenes(30, "validation", cell_noise=0.8, noise=0.3, seed=0)
+    return m.noisy_scenes(30, "validation", **DOSES, seed=0)
 
 
 def world_of(pictures: object, seed: int = 0, n: int = 30) -> scenes.Scenes:
@@ -466,6 +469,13 @@ def test_pictures_are_noisy_in_the_way_that_is_said_and_true_captions_are_true(p
     change = abs(pictures.images.astype(int) - pictures.clean).max(-1)
     assert (change[:15][~filled[:15]] == 0).all()
     assert change[:15][filled[:15]].mean() > 20
+    cells = (
+        change[:15]
+        .reshape(15, 4, 16, 4, 16)
+        .mean((2, 4))[world_of(pictures).objects[:15].reshape(15, 4, 4) >= 0]
+    )
+    assert (cells > 20).mean() == pytest.approx((cells > 0).mean())
+    assert 0.35 < (cells > 0).mean() < 0.65
     assert change[15:][~filled[15:]].mean() > 20
     assert not any(a & b for a, b in zip(pictures.objects, pictures.tempting, strict=True))
 
@@ -492,7 +502,7 @@ def test_mentions_are_found_at_their_tokens(organism: Subject, pictures: object)
     ids = [organism.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     ids = torch.tensor([row + [0] * (4 - len(row)) for row in ids])
     found = m.mentions(texts, pictures)
-    step = m.token_of(organism, m.Said(ids, torch.zeros(0), texts), found)
+    step = m.token_of(organism, m.Said(ids, torch.zeros(3, 4), texts, torch.tensor([4, 1, 4])), found)
     assert step.tolist() == [0, 2, 0, 2]
     assert found.name.tolist() == ["star", "two", "two", "two"]
     assert found.place.tolist() == [0, 1, 0, 1]
@@ -577,3 +587,101 @@ def test_patching_rows_of_the_same_image_changes_nothing_and_of_another_does(
     other = m.patch_rows(organism, pictures, range(5), "describe the picture")
     assert abs(other.control - other.noisy).max(1).min() > 1e-4
     assert len(found.image) == sum(map(len, pictures.objects[:5]))
+
+
+# One operator
+
+
+@pytest.mark.parametrize("which", ["D-LEAF", "SPIN", "PAI"])
+def test_the_common_operator_equals_each_method(prompt: object, which: str) -> None:
+    image = prompt.image
+    methods = {
+        "D-LEAF": (m.DLeaf(image, 0.6), m.above(m.Threshold("running_min")), m.fused(0.6), 0.0),
+        "SPIN": (m.SPIN(image, 0.5, 0.1), m.these(0, 1, 2), m.suppressed(0.5, 0.1), 0.0),
+        "PAI": (m.PAI(image, 0.7, 1), m.these(1, 2), m.identity, 0.7),
+    }
+    method, layers, heads, alpha = methods[which]
+    expected = m.write(prompt, NEW, method)
+    found = m.write(prompt, NEW, m.Broadcast(image, layers, heads, alpha=alpha))
+    assert found.ids.tolist() == expected.ids.tolist()
+    torch.testing.assert_close(found.logp, expected.logp, atol=1e-5, rtol=1e-4)
+
+
+def test_the_common_operator_equals_eah(llava: Subject, batch: dict[str, Tensor]) -> None:
+    spans = llava.spans(batch)
+    bar = eah.threshold(spans.image, ~spans.padding, 1.0)
+
+    def densest(layer: object) -> Tensor:
+        return eah.sink_counts(layer.pattern, layer.image, bar).argmax(1)
+
+    method = m.Broadcast(spans.image, m.these(1), m.one_for_all(densest), newest=False)
+    with torch.no_grad():
+        with m.applied(llava, method):
+            found = llava.model(**batch).logits
+        with eah.broadcasting(llava, 1, "dense"):
+            expected = llava.model(**batch).logits
+    written = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[written], expected[written], atol=1e-5, rtol=1e-4)
+
+
+def test_the_common_operator_without_mixing_or_layers_changes_nothing(prompt: object) -> None:
+    plain = m.write(prompt, NEW)
+    for layers, heads in ((m.these(), m.one_for_all(m.most_looking)), (m.these(0, 1, 2), m.identity)):
+        said = m.write(prompt, NEW, m.Broadcast(prompt.image, layers, heads))
+        assert torch.equal(said.ids, plain.ids)
+        torch.testing.assert_close(said.logp, plain.logp)
+
+
+# Parameters, time and the way to full size
+
+
+def test_parameters_that_cannot_work_are_named(llava: Subject) -> None:
+    m.check_parameters(llava, gamma=0.5, n_images=8, batch_size=1)
+    for wrong, message in (
+        ({"gamma": 2.0}, "gamma=2.0: expected a weight from 0"),
+        ({"gamma": 0.5, "n_images": 7}, "n_images=7: expected at least 8"),
+        ({"gamma": 0.5, "batch_size": 0}, "batch_size=0: expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            m.check_parameters(llava, **wrong)
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no image tokens"):
+        m.check_parameters(families.subject("llama"), gamma=0.5)
+    with pytest.raises(ValueError, match=r"n_seeds=9: scenes-vlm comes in"):
+        m.networks("scenes-vlm", 9, "cpu", "float32")
+
+
+def test_rates_count_words_that_were_said_only() -> None:
+    method = m.DLeaf(torch.ones(2, 3, dtype=torch.bool))
+    for flags in ([True, True], [False, True], [True, True], [True, True]):  # two passes, two layers
+        flagged = torch.tensor(flags)
+        method.flags.append((0, flagged, flagged[:, None].expand(2, 3)))
+    said = m.Said(torch.zeros(2, 2), torch.zeros(2, 2), [], torch.tensor([2, 1]))  # the second stops early
+    layers, heads = m.flag_rates(method, said, 2)
+    assert layers.tolist() == pytest.approx([1.0, 2 / 3])
+    assert heads.shape == (2, 3)
+
+
+def test_photographs_come_with_their_objects_and_synonyms(tmp_path: Path) -> None:
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "annotations").mkdir()
+    names = ["dog", "hot dog", "dining table"]
+    marked = [(0, 0), (1, 1), (1, 2), (2, 2)]
+    for i in range(4):
+        families.picture(i).save(tmp_path / "val2014" / f"{i}.jpg")
+    instances = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "annotations": [{"image_id": i, "category_id": k} for i, k in marked],
+    }
+    captions = {"images": instances["images"], "annotations": [{"image_id": 0, "caption": "A dog."}]}
+    for kind, content in (("instances", instances), ("captions", captions)):
+        (tmp_path / "annotations" / f"{kind}_val2014.json").write_text(json.dumps(content))
+    (tmp_path / "synonyms.txt").write_text("dog, puppy\nhot dog\ndining table, table\n")
+    pictures = m.photographs(str(tmp_path), 3, 0)
+    assert sorted(map(sorted, pictures.objects)) == [["dining table"], ["dining table", "hot dog"], ["dog"]]
+    assert pictures.present.sum() == 4
+    dog = [i for i, objects in enumerate(pictures.objects) if objects == {"dog"}]
+    texts = ["a puppy and a hot dog on two tables"] * 3
+    table = m.tally(texts, pictures)
+    assert table[:, 2].tolist() == [3, 3, 3]
+    assert table[dog[0], 3] == 2
