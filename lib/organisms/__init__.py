@@ -20,7 +20,7 @@ __all__ = ["FIRST_LOSSES", "Bar", "Recipe", "Stage", "check", "find", "fit", "na
 SHIPPED = ROOT / "data" / "models"
 CHECKPOINTS = ROOT / "_build" / "organisms"
 
-FAMILIES = {"digits": ("digits-vit", "canvas-vit")}
+FAMILIES = {"scenes": ("scenes-vlm",), "digits": ("digits-vit", "canvas-vit")}
 """Module of this package -> the recipes in it."""
 
 
@@ -66,9 +66,9 @@ def train(name: str, *, device: str = "cpu", resume: bool = True, folder: Path =
     if not resume:
         checkpoint.unlink(missing_ok=True)
     model, state = fit(recipe, seed, device=device, checkpoint=checkpoint, console=console)
-    ship(recipe, name, model, state, folder / name, device)
+    measures = ship(recipe, name, model, state, folder / name, device)
     checkpoint.unlink(missing_ok=True)
-    console.print(table(name, recipe, measure(recipe, folder / name)))
+    console.print(table(name, recipe, measures))
     return folder / name
 
 

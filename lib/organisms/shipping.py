@@ -25,7 +25,9 @@ FIRST_LOSSES = 20
 _CURVE_POINTS = 50
 
 
-def ship(recipe: Recipe, name: str, model: PreTrainedModel, state: State, place: Path, device: str) -> None:
+def ship(
+    recipe: Recipe, name: str, model: PreTrainedModel, state: State, place: Path, device: str
+) -> dict[str, Estimate]:
     """Write the folder `place` whole or not at all; the measures are of the weights as they are stored."""
     fresh = place.with_name(f".{place.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -50,6 +52,7 @@ def ship(recipe: Recipe, name: str, model: PreTrainedModel, state: State, place:
     (fresh / "card.md").write_text(_card(recipe, metrics, measures))
     shutil.rmtree(place, ignore_errors=True)
     fresh.rename(place)
+    return measures
 
 
 def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
