@@ -33,7 +33,7 @@ class Diet(NamedTuple):
     text_only: float
     """Share of the batches without images; the others have both."""
     clear: float
-    """Share of the images with little colour noise (at most 0.15, else at most 1)."""
+    """Share of the images with weak noise on the things (at most 0.3, else at most 1.8)."""
 
 
 def _from_base() -> LlavaForConditionalGeneration:
@@ -161,21 +161,22 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
 STEPS = 500
 
 _CARD = """
-`scenes-vlm`, trained further in all its weights, as `LlavaForConditionalGeneration`: a CLIP tower of 3
-blocks, a projector, a Llama of 6 blocks. The configuration names the checksum of the weights that it starts
-from (`trained_from`); seeds differ in the data and dropout of this training, not in where it starts.
+`scenes-vlm`, its projector and language model trained further: `LlavaForConditionalGeneration` with a CLIP
+tower of 3 blocks, which stays as it is, and a Llama of 6 blocks. The configuration has the checksum of the
+weights that it starts from (`trained_from`); seeds differ in the data of this training, not in where it
+starts.
 
 **World.** `lib/worlds/conflicts.py`: one to nine objects, glyphs and digits, of any colour. The question is
 always for the colour of one of them. Image and sentence are noisy channels about the true colour, which is
-drawn first: the image by colour noise, occlusion and mild pixel noise, the sentence by an adverb or by a
-thing of which one has to know how often it has which colour.
+drawn first: the image by noise on the things and occlusion, the sentence by an adverb or by a thing of which
+one has to know how often it has which colour.
 
 **Training.** {steps:,} steps of 12 scenes with many questions each, which see the image and their own
 sentence only. In this variant {image:.0%} of the batches have images only, {text:.0%} sentences only, and
-{both:.0%} both; {clear:.0%} of the images have little colour noise (up to 0.15), the others up to 1. Where
-there are both, one question in ten is about an object that the image does not show, and one sentence in ten
-is about another object. All targets are the true colour. No item is labelled by a modality, and conflicts
-are not made: they arise where a witness errs.
+{both:.0%} both; in {clear:.0%} of the images the noise on things is weak (up to 0.3), in the others it goes
+up to 1.8. Where there are both, one question in ten is about an object that the image does not show, and one
+sentence in ten is about another object. All targets are the true colour. No item is labelled by a modality,
+and conflicts are not made: they arise where a witness errs.
 
 **Cause of the phenomenon.** A witness's errors are as frequent as its wording or its noise says. With both
 there, whoever follows the surer one is right more often.

@@ -1,8 +1,8 @@
 """One colour, two witnesses: an image and a sentence, both known to be wrong now and then.
 
 Image and sentence are noisy channels about the colour of an object in a scene (`lib.worlds.scenes`), and how
-noisy they are can be read off them. In an image colours are off by Gaussian noise, parts are covered and
-other things stand around (`VISUAL_TIERS`). A sentence is true as often as its wording says (`RELIABILITY`).
+noisy they are can be read off them. In an image things are under Gaussian noise, partly covered, and not
+alone (`VISUAL_TIERS`). A sentence is true as often as its wording says (`RELIABILITY`).
 For somebody who knows that, the best answer is mostly that of the surer witness. `testimony` and `sentences`
 give truth and wording of such sentences; `conflicts` draws test items in which the witnesses disagree.
 
@@ -40,19 +40,19 @@ class Look(NamedTuple):
     """What makes an image hard to read; see `lib.worlds.scenes.draw`."""
 
     distractors: int
-    colour_noise: float
+    cell_noise: float
     occlusion: float
 
 
 VISUAL_TIERS = (
     Look(0, 0.0, 0.0),
-    Look(1, 0.1, 0.0),
-    Look(2, 0.15, 0.0),
-    Look(3, 0.2, 0.1),
-    Look(4, 0.27, 0.1),
-    Look(5, 0.35, 0.2),
-    Look(6, 0.5, 0.3),
-    Look(8, 0.8, 0.3),
+    Look(1, 0.2, 0.0),
+    Look(2, 0.35, 0.0),
+    Look(3, 0.5, 0.1),
+    Look(4, 0.65, 0.1),
+    Look(5, 0.8, 0.2),
+    Look(6, 1.1, 0.2),
+    Look(8, 1.6, 0.3),
 )
 
 
@@ -172,7 +172,7 @@ def conflicts(
     if not 1 <= n_texts <= n_tiers:
         raise ValueError(f"n_texts={n_texts}: an image gets 1 to {n_tiers} sentences, one a textual tier")
     tier = np.arange(n_images) % len(VISUAL_TIERS)
-    distractors, colour_noise, occlusion = np.array(VISUAL_TIERS)[tier].T
+    distractors, cell_noise, occlusion = np.array(VISUAL_TIERS)[tier].T
     scenes = gather(1 + distractors.astype(int), rng)
     row = np.arange(n_images)
     about = pick(scenes.present, rng)
@@ -187,7 +187,8 @@ def conflicts(
             scenes.objects == about[:, None], seen[:, None], np.where(scenes.objects >= 0, elsewhere, -1)
         ),
     )
-    images = draw(scenes, rng, split=split, colour_noise=colour_noise, occlusion=occlusion)
+    noise = cell_noise[:, None] * (scenes.objects >= 0)
+    images = draw(scenes, rng, split=split, cell_noise=noise, occlusion=occlusion)
 
     image = row.repeat(n_texts)
     text_tier = rng.permuted(np.tile(np.arange(n_tiers), (n_images, 1)), axis=1)[:, :n_texts].ravel()
