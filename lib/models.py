@@ -356,7 +356,7 @@ def load(
         name: organism, folder or hub id.
         dtype: "auto" is the checkpoint's own on a GPU, and float32 on a CPU.
         device: "auto" is a GPU if there is one (all of them, for a model that needs it), else the CPU.
-        quantization: load the weights in 8 or 4 bits; needs a GPU and the package bitsandbytes.
+        quantization: load the weights in 8 or 4 bits; needs the package bitsandbytes, and is slow on a CPU.
 
     Returns:
         The model in evaluation mode, with its tokenizer or processor.
@@ -367,6 +367,7 @@ def load(
         PermissionError: the hub wants an accepted licence or a login for this model.
         LookupError: the hub has no such model; or its architecture is unknown.
         ValueError: the weights are damaged, incomplete, or a pickle.
+        ImportError: bitsandbytes is needed and missing.
     """
     folder = _folder(name)
     config = _config(folder)
@@ -557,10 +558,8 @@ def images_only(processor: Any) -> Any:
 def _quantization(bits: str) -> Any:
     if bits not in ("8bit", "4bit"):
         raise ValueError(f"quantization={bits!r}: it is None, '8bit' or '4bit'")
-    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
-        raise RuntimeError(
-            f"quantization={bits!r} needs a CUDA GPU and the package bitsandbytes (pip install bitsandbytes)"
-        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(f"quantization={bits!r} needs bitsandbytes; install it: pip install bitsandbytes")
     if bits == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)

@@ -5,8 +5,10 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from families import LANGUAGE, VISION_LANGUAGE, picture, subject
+import transformers as hf
+from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, picture, subject
 
+from lib import load
 from lib.generate import answer_logprobs, generate, inputs, next_logprobs
 from lib.hooks import capture, edit
 
@@ -235,6 +237,55 @@ def test_a_batch_under_an_edit_says_what_each_prompt_says_under_it(family):
             expected, _ = one_by_one(s, text, images and images[i])
             assert said.ids[i].tolist()[: len(expected)] == expected
     assert not torch.equal(said.ids, plain.ids)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("site", ["pattern", "scores", "resid_pre"])
+def test_an_edit_that_hides_the_image_makes_all_answers_the_same(family, site):
+    """Its tokens stand at the same places in the prefill's keys and in those of every later step."""
+    s = subject(family)
+    texts, images = [TEXTS[0]] * 3, pictures(s)
+    image = s.spans(s.encode(texts, images)).image[0]
+    found = next_logprobs(s, texts, images)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+    def hide(x):
+        if site != "resid_pre":
+            x[..., : len(image)][..., image] = 0 if site == "pattern" else -1e9
+        elif x.shape[1] == len(image):  # the prefill
+            x[:, image] = 0
+        return x
+
+    with edit(s, site, layer=0 if site == "resid_pre" else range(s.n_layers), fn=hide):
+        hidden = next_logprobs(s, texts, images)
+        said = generate(s, texts, images, max_new_tokens=NEW)
+    torch.testing.assert_close(hidden[1:], hidden[:1].expand(2, -1), atol=1e-5, rtol=1e-5)
+    assert (said.ids == said.ids[0]).all()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantised_weights_generate_under_edits(tmp_path, bits):
+    pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128}  # whole blocks of 64 weights
+    torch.manual_seed(0)
+    config = hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**LLAMA_SIZE | wide),
+        vision_config=hf.CLIPVisionConfig(**VISION | wide),
+        image_token_index=IMAGE_ID,
+        image_seq_length=16,
+    )
+    hf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    VISION_LANGUAGE["llava"].processor().save_pretrained(tmp_path)
+    full, small = load(tmp_path), load(tmp_path, quantization=bits)
+    images = pictures(full)
+    assert small.model.get_memory_footprint() < 0.6 * full.model.get_memory_footprint()
+    found, expected = (next_logprobs(s, TEXTS, images).flatten() for s in (small, full))
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9
+    said = generate(small, TEXTS, images, max_new_tokens=NEW)
+    with capture(small, "z") as acts, edit(small, "resid_post", layer=1, fn=lambda x: x):
+        again = generate(small, TEXTS, images, max_new_tokens=NEW)
+    assert torch.equal(again.ids, said.ids)
+    assert acts.passes[0][0].shape[2:] == (4, 16)
 
 
 # What goes in
