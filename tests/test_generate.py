@@ -250,8 +250,11 @@ def test_an_edit_that_hides_the_image_makes_all_answers_the_same(family, site):
     assert (found[0] - found[1]).abs().max() > 1e-3
 
     def hide(x):
-        if site != "resid_pre":
-            x[..., : len(image)][..., image] = 0 if site == "pattern" else -1e9
+        if site == "scores":
+            x[..., : len(image)][..., image] = -1e9
+        elif site == "pattern":
+            x[..., : len(image)][..., image] = 0
+            x = x / x.sum(-1, keepdim=True).clamp_min(1e-9)
         elif x.shape[1] == len(image):  # the prefill
             x[:, image] = 0
         return x
