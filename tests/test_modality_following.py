@@ -1,5 +1,6 @@
 """The method cells of notebooks/modality-following.ipynb: the very code that the reader reads."""
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -121,6 +122,20 @@ def test_text_alone_does_not_see_the_image_and_image_alone_not_the_sentence(
     swapped = items._replace(texts=items.unrelated)
     np.testing.assert_array_equal(m.study("other", subject, swapped, 20).vision.log_p, study.vision.log_p)
     assert tokens == [[t] for t in range(tokens[0][0], tokens[0][0] + 6)]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+def test_other_families_of_vision_language_models_are_asked_the_same_way(family: str) -> None:
+    subject = families.subject(family)
+    texts = ["the cat is blue . what is the cat ?", "what is red"]
+    images = RNG(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    tokens = m.colour_tokens(subject, ["red", "blue"])
+    for pictures in (images, None):
+        found = m.ask(subject, texts, pictures, tokens, 2)
+        log_p = next_logprobs(subject, texts, pictures)
+        np.testing.assert_allclose(found.log_p, log_p[:, [t for (t,) in tokens]], atol=1e-4)
+        np.testing.assert_allclose(found.uncertainty["entropy"], m.entropy(log_p), atol=1e-3)
+        assert found.logits.shape == (subject.n_layers, 2, 2)
 
 
 class Spelling:
