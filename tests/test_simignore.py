@@ -112,8 +112,8 @@ def test_a_question_of_scienceqa_is_put_as_in_llavas_evaluation() -> None:
     assert items.prompts == [
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,"
         " detailed, and polite answers to the user's questions. USER: <image>\nContext: N/A\nQuestion:"
-        " Which of these is highlighted?\nOptions: (A) Maryland (B) Vermont\nAnswer with the option's letter from the"
-        " given choices directly. ASSISTANT:"
+        " Which of these is highlighted?\nOptions: (A) Maryland (B) Vermont\nAnswer with the option's letter"
+        " from the given choices directly. ASSISTANT:"
     ]
     assert items.chat is False
     (plain,) = m.science_items([QUESTION], vicuna=False).prompts
