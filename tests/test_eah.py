@@ -1,13 +1,16 @@
 """The method cells of notebooks/eah.ipynb: the very code that the reader reads."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
+from pathlib import Path
 
 import families
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from lib import Subject, capture, chapters, edit
@@ -558,7 +561,7 @@ def test_certainty_of_a_mention_is_its_log_probability_after_what_stands_before(
     names = {"cat": "cat", "dog": "dog", "star": "star"}
     there = np.zeros((3, 3), bool)
     pictures = [families.picture(i) for i in range(3)]
-    album = m.Album(pictures, there, there, there, list(names), names, "the cat sees")
+    album = m.Album(pictures, there, there, there, list(names), names, "the cat sees", np.zeros(3, int))
     captions = ["a red star and dogs", "of the", "cat"]
     found = m.mention_logprobs(llava, album, captions)
     assert [[name for name, _ in own] for own in found] == [["star", "dog"], [], ["cat"]]
@@ -596,3 +599,65 @@ def test_counterfactual_scenes_tempt_with_the_partners_that_are_not_there() -> N
     assert album.seen[:, 0].mean() > 0.1
     few = album.first(7)
     assert len(few) == len(few.images) == len(few.tempting) == 7
+
+
+# Statistics
+
+
+def test_rank_correlation_is_scipys_and_zero_where_nothing_varies() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, (4, 30)), rng.normal(size=(4, 30))  # a has ties
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(m.spearman(a, b), expected)
+    assert m.spearman(np.ones(9), np.arange(9)) == 0
+
+
+def test_columns_of_equal_strength_are_perfectly_even_and_a_single_one_is_not_even_at_all() -> None:
+    strength = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 3.0, 0.0, 0.0]])
+    assert m.evenness(strength).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_permuting_within_groups_keeps_each_groups_values() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = np.arange(60.0), np.arange(60) % 3
+    shuffled = m.permuted_within(values, groups, rng)
+    for group in range(3):
+        assert sorted(shuffled[groups == group]) == sorted(values[groups == group])
+    assert (shuffled != values).mean() > 0.8
+
+
+def test_correlation_within_groups_is_blind_to_what_the_groups_differ_in() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 200)
+    a, b, shared = (
+        group + 0.1 * rng.normal(size=600),
+        group + 0.1 * rng.normal(size=600),
+        rng.normal(size=600),
+    )
+    assert m.spearman(a, b) > 0.8
+    assert abs(m.rank_correlation_within(np.stack([a, b, group], 1))) < 0.15
+    assert m.rank_correlation_within(np.stack([a + shared, b + shared, group], 1)) > 0.9
+
+
+# Photographs
+
+
+def test_photographs_come_with_their_objects_and_what_usually_goes_with_them(tmp_path: Path) -> None:
+    kinds, shown = ["fork", "plate", "dog"], [{1, 2}, {1, 2}, {1, 2, 3}, {1}, {3}]
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(5)]
+    annotations = [{"image_id": i, "category_id": c} for i, own in enumerate(shown) for c in own]
+    categories = [{"id": i, "name": name} for i, name in enumerate(kinds, 1)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    instances = {"images": images, "annotations": annotations, "categories": categories}
+    captions = {"annotations": [{"image_id": i, "caption": "A photograph"} for i in range(5)]}
+    for name, content in (("instances", instances), ("captions", captions)):
+        (tmp_path / "annotations" / f"{name}_val2014.json").write_text(json.dumps(content))
+    for i in range(5):
+        families.picture(i).save(tmp_path / "val2014" / f"{i}.jpg")
+    album = m.photo_album(str(tmp_path), 5, seed=0)
+    assert sorted(map(tuple, album.present)) == sorted(tuple(k in own for k in (1, 2, 3)) for own in shown)
+    lone_fork = np.flatnonzero((album.present == [True, False, False]).all(1))[0]
+    assert album.tempting[lone_fork].tolist() == [False, True, False]
+    assert album.images[0].mode == "RGB"
+    assert album.synonyms["dog"] == "dog"
