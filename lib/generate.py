@@ -54,8 +54,8 @@ def inputs(
         raise ValueError(f"texts={texts!r}: give a list with at least one prompt")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is at least 1")
-    if not subject.model.can_generate():
-        raise ValueError(f"{type(subject.model).__name__} has no words to predict: it cannot generate")
+    if subject.tokenizer is None or not subject.model.can_generate():
+        raise ValueError(f"{type(subject.model).__name__} has no tokenizer, or no words to predict")
     if images is not None and len(images) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
     return (
@@ -113,7 +113,7 @@ class _Reading:
     def select(self, rows: Int[Tensor, "row"]) -> None:
         """Keeps (or repeats) some of the batch's rows."""
         self.cache.batch_select_indices(rows)
-        self.mask, self.logits = self.mask[rows], self.logits[rows]
+        self.mask = self.mask[rows]
         if self.last is not None:
             self.last = self.last[..., rows, :]
 
@@ -219,7 +219,8 @@ def answer_logprobs(
 ) -> Float[Tensor, "sample answer"]:
     """Log-probabilities, in nats, of given answers: the sum over an answer's tokens; on the CPU.
 
-    Prompts are read once. Answers of several tokens cost one more pass, over all answers of a batch.
+    Prompts are read once. Answers of several tokens cost one more pass, over all answers of a batch, for
+    which the prompts' keys and values are repeated: memory grows with the number of answers.
 
     Args:
         subject: a model that generates.
@@ -247,9 +248,9 @@ def answer_logprobs(
         row = torch.tensor([i for i, some in enumerate(own) for _ in some], device=subject.device)
         column = torch.tensor([j for some in own for j in range(len(some))])
         ids, written = _tokens(subject, [answer for some in own for answer in some], side="right")
-        reading.select(row)
-        logits = reading.logits[:, None]
+        logits = reading.logits[row, None]
         if ids.shape[1] > 1:
+            reading.select(row)
             logits = torch.cat([logits, reading.on(ids[:, :-1], written[:, :-1])], 1)
         each = _logprobs(logits).gather(-1, ids[..., None])[..., 0] * written
         found[first + row.cpu(), column] = each.sum(1).cpu()

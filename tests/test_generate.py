@@ -11,6 +11,7 @@ from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, pi
 from lib import load
 from lib.generate import answer_logprobs, generate, inputs, next_logprobs
 from lib.hooks import capture, edit
+from lib.models import Subject
 
 FAMILIES = [*LANGUAGE, *VISION_LANGUAGE]
 TEXTS = ["the cat sees a red star .", "a dog", "where is the blue star ?"]
@@ -328,5 +329,7 @@ def test_mistakes_are_named(function, arguments, message):
 
 
 def test_a_model_that_only_classifies_cannot_generate():
-    with pytest.raises(ValueError, match="ViTForImageClassification has no words to predict"):
+    with pytest.raises(ValueError, match="ViTForImageClassification has no tokenizer, or no words"):
         next_logprobs(subject("vit"), ["a"], [picture()])
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer"):
+        generate(Subject(subject("llama").model), ["a"], max_new_tokens=1)
