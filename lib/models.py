@@ -56,7 +56,7 @@ Text = str | list[dict[str, Any]]
 """A prompt, or a conversation in the form that chat templates take."""
 
 Picture = Image | UInt8[np.ndarray, "h w 3"]
-"""An image in RGB, or its 8-bit pixels."""
+"""An image in RGB, or its 8-bit pixels; in grey for a model of one channel."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ class Subject:
         ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
         return [i for i in ids if i is not None]
 
+    @property
+    def _channels(self) -> int:
+        vision = self._towers.get("vision")
+        return getattr(vision.owner.config, "num_channels", 3) if vision else 3
+
     def encode(
         self,
         texts: Text | Sequence[Text] | None = None,
@@ -178,7 +183,7 @@ class Subject:
             siglip = self.model.config.model_type == "siglip"  # was trained on texts padded to one length
             arguments: dict[str, Any] = {}
             if pictures is not None:
-                arguments["images"] = [_picture(image, i) for i, image in enumerate(pictures)]
+                arguments["images"] = [_picture(image, i, self._channels) for i, image in enumerate(pictures)]
             if batch is not None:
                 arguments |= {"text": list(batch), "padding": "max_length" if siglip else True}
             encoded = self.processor(**arguments, return_tensors="pt")
@@ -227,7 +232,7 @@ class Subject:
                 f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
             )
         several = [[] if own is None else list(own) if isinstance(own, Sequence) else [own] for own in images]
-        return [[_picture(one, i) for one in own] for i, own in enumerate(several)]
+        return [[_picture(one, i, self._channels) for one in own] for i, own in enumerate(several)]
 
     def _prompt(self, text: Text, n_images: int, templated: Any) -> str:
         """One text as the processor takes it: with its chat turns and image markers."""
@@ -314,15 +319,20 @@ def _markers(text: Text, marker: str) -> int:
     return total
 
 
-def _picture(image: Any, number: int) -> Image:
-    """An image as a picture in RGB.
+def _picture(image: Any, number: int, channels: int) -> Image:
+    """An image as a picture of the model's number of channels.
 
     Raises:
         ValueError: it is none, for certain.
     """
+    mode, shape = (
+        ("L", "[height, width]") if channels == 1 else ("RGB", "[height, width, 3], the colours last")
+    )
     if isinstance(image, Image):
-        if image.mode != "RGB":
-            raise ValueError(f"image {number} has mode {image.mode!r}, not 'RGB': give image.convert('RGB')")
+        if image.mode != mode:
+            raise ValueError(
+                f"image {number} has mode {image.mode!r}, not {mode!r}: give image.convert({mode!r})"
+            )
         return image
     if not isinstance(image, np.ndarray):
         raise ValueError(
@@ -332,10 +342,8 @@ def _picture(image: Any, number: int) -> Image:
         bad = image.dtype.kind == "f" and not np.isfinite(image).all()
         values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"
         raise ValueError(f"image {number} {values}: give 8-bit pixels from 0 to 255 (dtype uint8)")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image {number} has the shape {image.shape}: give [height, width, 3], the colours last"
-        )
+    if image.shape[2:] != ((3,) if mode == "RGB" else ()) or image.ndim < 2 or not image.size:
+        raise ValueError(f"image {number} has the shape {image.shape}: give {shape}")
     return fromarray(image)
 
 

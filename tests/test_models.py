@@ -253,6 +253,17 @@ def test_what_is_no_picture_is_an_error(family, image, message):
         subject(family).encode(texts, images=[picture(), image])
 
 
+def test_a_model_of_one_channel_takes_grey_images():
+    s = load("digits-vit")
+    grey = picture().convert("L")
+    expected = s.encode(images=[grey])["pixel_values"]
+    assert torch.equal(s.encode(images=[np.asarray(grey)])["pixel_values"], expected)
+    with pytest.raises(ValueError, match=r"image 0 has mode 'RGB', not 'L': give image.convert"):
+        s.encode(images=[picture()])
+    with pytest.raises(ValueError, match=r"image 0 has the shape \(16, 16, 3\): give \[height, width\]"):
+        s.encode(images=[np.asarray(picture())])
+
+
 @pytest.mark.parametrize("family", [*VISION_LANGUAGE, "vit"])
 def test_8_bit_pixels_are_as_good_as_a_picture(family):
     s = subject(family)
