@@ -62,7 +62,7 @@ class SearchText(HTMLParser):
         if tag == "section" and values.get("id"):
             self.sections.append([values["id"] or "", "", ""])
         hidden = tag in {"script", "style", "annotation", "button", "svg"}
-        hidden = hidden or "headerlink" in (values.get("class") or "")
+        hidden = hidden or bool({"headerlink", "wp-hover"} & {*(values.get("class") or "").split()})
         self._open.append((tag, hidden or bool(self._open and self._open[-1][1])))
         self._heading = self._heading or tag in {"h1", "h2", "h3"}
 
