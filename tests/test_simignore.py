@@ -557,6 +557,8 @@ def test_a_random_projector_is_all_that_differs(llava: Subject) -> None:
     changed = {n for n, w in control.model.state_dict().items() if not torch.equal(w, before[n])}
     assert changed
     assert all("multi_modal_projector" in name for name in changed)
+    head, own_head = (s.model.get_output_embeddings().weight for s in (control, llava))
+    assert head is own_head, "a large model is not held twice"
 
 
 def test_an_organism_brings_as_many_seeds_as_are_shipped() -> None:
