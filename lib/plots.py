@@ -105,8 +105,9 @@ def hover_words(
     Pointing at a word, tapping it or going through the words with the arrow keys shows a panel for each
     layer, averaged over heads; two lists choose a layer and a head, or all of them. Each panel is scaled to
     its own largest value, which is printed below it. It is one piece of HTML that needs nothing from
-    elsewhere; where it cannot be shown, a static picture has the mean over layers and heads for each word.
-    Of more than `MOST_VALUES` values, the heads are averaged.
+    elsewhere; where it cannot be shown, a static picture has the mean over layers and heads, for 16 words.
+    Of more than `MOST_VALUES` values, the heads are averaged; if that is not enough, squares of two by two
+    values are added up, and then only the first words are shown.
 
     Args:
         image: the picture, in 8-bit pixels.
@@ -119,7 +120,7 @@ def hover_words(
     Raises:
         ValueError: words, maps and image do not fit together, maps are negative or not finite; or as `show`.
     """
-    maps, image = np.asarray(maps, dtype=np.float64), np.asarray(image)
+    maps, image = np.asarray(maps, dtype=np.float32), np.asarray(image)
     if maps.ndim != 5 or not maps.size or len(maps) != len(words):
         raise ValueError(
             f"{name}: {len(words)} words, and maps of the shape {maps.shape}; "
@@ -129,14 +130,14 @@ def hover_words(
         raise ValueError(f"{name}: the image is {image.dtype} {image.shape}; expected uint8 [h, w, 3]")
     if not np.isfinite(maps).all() or maps.min() < 0:
         raise ValueError(f"{name}: maps have values that are negative, infinite or NaN; expected 0 and more")
-    mean = maps.mean(2, keepdims=True)
-    every = np.concatenate([mean, maps], 2) if maps.shape[2] > 1 else mean
-    if every.size > MOST_VALUES:
-        every = mean
-    if every.size > MOST_VALUES:
-        raise ValueError(
-            f"{name}: {mean.size:,} values, even averaged over heads; choose fewer words or layers"
-        )
+    every = mean = maps.mean(2, keepdims=True)
+    if maps.shape[2] > 1 and maps.size + mean.size <= MOST_VALUES:
+        every = np.concatenate([mean, maps], 2)
+    while every.size > MOST_VALUES and every.shape[3] % 2 == every.shape[4] % 2 == 0:
+        every = sum(every[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    n_shown = max(1, MOST_VALUES // every[0].size)
+    hint = f" (the first {n_shown} of {len(words)})" if n_shown < len(words) else ""
+    words, every = words[:n_shown], every[:n_shown]
     peaks = every.max((3, 4))
     levels = np.rint(every / np.where(peaks > 0, peaks, 1)[..., None, None] * 255).astype(np.uint8)
     file = io.BytesIO()
@@ -151,6 +152,7 @@ def hover_words(
         options["head"].append("each head")
     html = _HOVER.substitute(
         name=name,
+        hint=hint,
         alt=escape(" ".join(alt.split())),
         words="".join(
             f'<label><input type="radio" name="{name}-word"{checked}><span>{escape(word)}</span></label>'
@@ -164,7 +166,7 @@ def hover_words(
         picture=base64.b64encode(file.getvalue()).decode(),
         ratio=f"{image.shape[1]} / {image.shape[0]}",
     )
-    _display(_static(image, words, mean.mean((1, 2))), alt, caption, name, html)
+    _display(_static(image, words[:16], mean.mean((1, 2))), alt, caption, name, html)
 
 
 MOST_VALUES = 300_000
@@ -195,7 +197,7 @@ _HOVER = Template("""
   background: var(--picture) 0 / 100% 100%; image-rendering: pixelated; }
 .wp-panels span { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .5em; }
 </style>
-<div id="$name-hint">Point at a word, tap it, or go through the words with the arrow keys:</div>
+<div id="$name-hint">Point at a word, tap it, or go through the words with the arrow keys$hint:</div>
 <div class="wp-words" role="radiogroup" aria-labelledby="$name-hint">$words</div>
 <div class="wp-lists">
 <label>Layer <select>$layer</select></label> <label>Head <select>$head</select></label>

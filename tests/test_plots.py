@@ -160,11 +160,20 @@ def test_an_element_is_small_and_comes_with_a_picture_and_its_facts(shown):
     assert not re.search(r"(src|href)=|@import|url\((?!data:)", data["text/html"])
 
 
-def test_many_heads_are_averaged_and_too_much_is_refused(shown):
-    maps = np.ones((2, 20, 32, 24, 24), dtype=np.float16)
-    assert values(shown(words=["a", "b"], maps=maps)["text/html"]).shape == (2, 20, 1, 24, 24)
-    with pytest.raises(ValueError, match="691,200 values, even averaged over heads; choose fewer words or"):
-        shown(words=["a"] * 60, maps=np.ones((60, 20, 2, 24, 24)))
+def test_of_too_many_values_heads_then_squares_are_put_together_and_then_words_left_out(shown):
+    maps = RNG.random((2, 20, 32, 24, 24), dtype=np.float32)
+    found = values(shown(words=["a", "b"], maps=maps)["text/html"])
+    assert np.abs(found[:, :, 0] - maps.mean(2)).max() < 0.05
+    maps = RNG.random((40, 20, 2, 24, 24), dtype=np.float32)
+    found = values(shown(words=["a"] * 40, maps=maps)["text/html"])
+    expected = maps.mean(2).reshape(40, 20, 12, 2, 12, 2).sum((3, 5))
+    assert found.shape == (40, 20, 1, 12, 12)
+    assert np.abs(found[:, :, 0] - expected).max() < 0.2
+    html = shown(words=[f"word{i}" for i in range(60)], maps=np.ones((60, 20, 1, 27, 27)))["text/html"]
+    assert values(html).shape == (20, 20, 1, 27, 27)
+    assert "(the first 20 of 60):" in html
+    assert "word19" in html
+    assert "word20" not in html
 
 
 def test_words_are_text_and_never_markup(shown):
