@@ -637,16 +637,21 @@ def test_the_common_operator_without_mixing_or_layers_changes_nothing(prompt: ob
 
 
 def test_parameters_that_cannot_work_are_named(llava: Subject) -> None:
-    m.check_parameters(llava, gamma=0.5, n_images=8, batch_size=1)
+    rule = {"threshold": "running_min", "entropy": "raw", "target": "iaf", "low_focus": "mean", "delta": 0.0}
+    good = {"gamma": 0.5, "rule": rule, "n_images": 8, "batch_size": 1}
+    m.check_parameters(llava, **good)
     for wrong, message in (
         ({"gamma": 2.0}, "gamma=2.0: expected a weight from 0"),
-        ({"gamma": 0.5, "n_images": 7}, "n_images=7: expected at least 8"),
-        ({"gamma": 0.5, "batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"n_images": 7}, "n_images=7: expected at least 8"),
+        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"rule": rule | {"threshold": "lowest"}}, "threshold='lowest': expected one of running_min, "),
+        ({"rule": rule | {"target": "best"}}, "target='best': expected one of iaf, low_entropy"),
+        ({"rule": rule | {"delta": -1.0}}, "delta=-1.0: expected 0 or more"),
     ):
         with pytest.raises(ValueError, match=message):
-            m.check_parameters(llava, **wrong)
+            m.check_parameters(llava, **good | wrong)
     with pytest.raises(ValueError, match="LlamaForCausalLM has no image tokens"):
-        m.check_parameters(families.subject("llama"), gamma=0.5)
+        m.check_parameters(families.subject("llama"), **good)
     with pytest.raises(ValueError, match=r"n_seeds=9: scenes-vlm comes in"):
         m.networks("scenes-vlm", 9, "cpu", "float32")
 
