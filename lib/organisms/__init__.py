@@ -20,7 +20,11 @@ __all__ = ["FIRST_LOSSES", "Bar", "Recipe", "Stage", "check", "find", "fit", "na
 SHIPPED = ROOT / "data" / "models"
 CHECKPOINTS = ROOT / "_build" / "organisms"
 
-FAMILIES = {"scenes": ("scenes-vlm",), "digits": ("digits-vit", "canvas-vit")}
+FAMILIES = {
+    "scenes": ("scenes-vlm",),
+    "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
+    "digits": ("digits-vit", "canvas-vit"),
+}
 """Module of this package -> the recipes in it."""
 
 
