@@ -17,11 +17,7 @@ from lib.worlds import scene_words as words
 from lib.worlds.scene_words import EOS, WORD
 from lib.worlds.scenes import COLOURS, OBJECTS, Scenes
 
-SHIPPED = [
-    f"{name}-seed{seed}" if seed else name
-    for name, made in recipe.RECIPES.items()
-    for seed in range(made.seeds)
-]
+SHIPPED = [name for base in organisms.FAMILIES["conflict"] for name in organisms.names(base)]
 DIET = recipe.Diet(image_only=0.3, text_only=0.3, clear=0.5)
 
 

@@ -24,6 +24,12 @@ FAMILIES = {
     "scenes": ("scenes-vlm",),
     "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
     "digits": ("digits-vit", "canvas-vit"),
+    "conflict": (
+        "conflict-vlm-clear-look",
+        "conflict-vlm-clear-read",
+        "conflict-vlm-murky-look",
+        "conflict-vlm-murky-read",
+    ),
 }
 """Module of this package -> the recipes in it."""
 
