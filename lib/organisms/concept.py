@@ -4,6 +4,7 @@ Both start from the finished weights of `scenes-vlm`. `bottleneck-vlm` is the co
 narrow, trained for as many steps, but never told what its units should mean.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ def _bottleneck(named: bool) -> LlavaForConditionalGeneration:
     with torch.no_grad():
         nn.init.normal_(into.weight, std=0.1)
         nn.init.normal_(out.weight, std=0.1)
-        vectors = model.get_input_embeddings().weight
+        vectors: Any = model.get_input_embeddings().weight
         empty = vectors[WORD["."]]
         into.bias.zero_()
         out.bias.copy_(empty)
@@ -128,40 +129,44 @@ def stepwise(kind: str, scenes: Scenes, rng: Generator, **options: Any) -> words
 N_QUESTIONS, N_IMAGES = 400, 100
 
 
-def _asked(subject: Subject) -> tuple[dict[str, Estimate], Scenes, np.ndarray, Generator]:
+Measures = Iterator[tuple[str, Estimate]]
+
+
+def _scenes_and_images() -> tuple[Scenes, np.ndarray, Generator]:
     rng = np.random.default_rng(2)
     scenes = world.sample(N_QUESTIONS, rng)
-    images = world.draw(scenes, rng, split="test")
+    return scenes, world.draw(scenes, rng, split="test"), rng
+
+
+def _asked_directly(subject: Subject, scenes: Scenes, images: np.ndarray, rng: Generator) -> Measures:
     kinds: tuple[words.Kind, ...] = ("exists", "colour", "where", "count")
-    measures = {kind: base._accuracy(subject, kind, scenes, rng, images=images) for kind in kinds}
-    return measures, scenes, images, rng
+    for kind in kinds:
+        yield kind, base._accuracy(subject, kind, scenes, rng, images=images)
 
 
-@torch.inference_mode()
-def _evaluate_bottleneck(named: bool, subject: Subject) -> dict[str, Estimate]:
-    measures: dict[str, Estimate] = {}
-    model: Any = subject.model
-    measures, scenes, images, _ = _asked(subject)
-    features = model.model.vision_tower(base._pixels(images[:N_IMAGES])).last_hidden_state[:, 1:]
-    units = model.model.multi_modal_projector.linear_1(features)[..., : len(CONCEPTS)]
+def _evaluate_bottleneck(named: bool, subject: Subject) -> Measures:
+    scenes, images, rng = _scenes_and_images()
+    yield from _asked_directly(subject, scenes, images, rng)
     if named:
+        model: Any = subject.model
+        with torch.inference_mode():
+            features = model.model.vision_tower(base._pixels(images[:N_IMAGES])).last_hidden_state[:, 1:]
+            units = model.model.multi_modal_projector.linear_1(features)[..., : len(CONCEPTS)]
         right = ((units > 0) == shown(scenes[:N_IMAGES]).bool()).all(-1).float().mean(1)
-        measures["patches with all concepts right"] = bootstrap(right.numpy())
-    return measures
+        yield "patches with all concepts right", bootstrap(right.numpy())
 
 
-@torch.inference_mode()
-def _evaluate_stepwise(subject: Subject) -> dict[str, Estimate]:
-    measures, scenes, images, rng = _asked(subject)
+def _evaluate_stepwise(subject: Subject) -> Measures:
+    scenes, images, rng = _scenes_and_images()
+    yield from _asked_directly(subject, scenes, images, rng)
     for kind in ("colour", "right"):
         prompt, answer, _ = stepwise(kind, scenes, rng)
         told = base._next_words(subject, prompt, images=images).argmax(1)
         right = told == answer[:, 0]
-        measures[f"{kind} with cue: cell"] = wilson(int(right.sum()), len(right))
+        yield f"{kind} with cue: cell", wilson(int(right.sum()), len(right))
         said = np.hstack([prompt, told[:, None]])
         right = base._next_words(subject, said, images=images).argmax(1) == answer[:, 1]
-        measures[f"{kind} with cue: answer after its own cell"] = wilson(int(right.sum()), len(right))
-    return measures
+        yield f"{kind} with cue: answer after its own cell", wilson(int(right.sum()), len(right))
 
 
 _LANGUAGE = "language_model|lm_head"
