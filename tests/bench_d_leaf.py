@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lib import Subject, chapters, edit, load
 from lib.generate import generate, inputs
 from lib.worlds import scenes
 
-ROUNDS, TOKENS = 9, 10
+ROUNDS, TOKENS = 15, 8
 d_leaf, eah = chapters.method("d-leaf"), chapters.method("eah")
 
 
@@ -44,48 +45,23 @@ def wide() -> Subject:
     return Subject(LlavaForConditionalGeneration(config).eval(), processor)
 
 
-def rounds(
-    subject: Subject,
-    methods: dict[str, Callable[[], AbstractContextManager]],
-    images: np.ndarray,
-    prompt: str,
-) -> dict[str, list[float]]:
-    """Seconds for a generated token of the batch, by method and round."""
-    subject.model.generation_config.eos_token_id = -1  # all write equally many tokens
-    rng, times = np.random.default_rng(0), {name: [] for name in methods}
-    for round_ in range(ROUNDS + 1):  # the first warms up
-        for name in rng.permutation(list(methods)):
-            with methods[name]():
-                (batch,) = inputs(subject, [prompt] * len(images), images, batch_size=len(images))
-                reading = d_leaf.Prompt(subject, batch)
-                reading.read_on(reading.last)  # the prompt is read outside the clock
-                began = time.process_time()
-                for _ in range(TOKENS):
-                    logp = reading.read_on(reading.last)
-                    logp.argmax(-1)
-                if round_:
-                    times[name].append((time.process_time() - began) / TOKENS)
-    return times
+Methods = dict[str, Callable[[], AbstractContextManager]]
 
 
-def whole(
-    subject: Subject,
-    methods: dict[str, Callable[[], AbstractContextManager]],
-    images: np.ndarray,
-    prompt: str,
-) -> dict[str, list[float]]:
-    """The same with the reading of the prompt, in which EAH does its work."""
-    rng, times = np.random.default_rng(0), {name: [] for name in methods}
-    for round_ in range(ROUNDS // 2 + 1):
+def in_turn(
+    methods: Methods, run: Callable[[], object], *, n_rounds: int
+) -> dict[str, Float[np.ndarray, "round"]]:
+    """CPU seconds of a run under each method, round by round."""
+    rng = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for round_ in range(n_rounds + 1):  # the first warms up
         for name in rng.permutation(list(methods)):
             with methods[name]():
                 began = time.process_time()
-                generate(
-                    subject, [prompt] * len(images), images, max_new_tokens=TOKENS, batch_size=len(images)
-                )
+                run()
                 if round_:
-                    times[name].append((time.process_time() - began) / TOKENS)
-    return times
+                    times[name].append(time.process_time() - began)
+    return {name: np.array(seconds) for name, seconds in times.items()}
 
 
 def report(label: str, subject: Subject, n: int) -> None:
@@ -94,25 +70,38 @@ def report(label: str, subject: Subject, n: int) -> None:
     images = scenes.draw(scenes.sample(n, rng), rng)
     (batch,) = inputs(subject, [prompt] * n, images, batch_size=n)
     image = d_leaf.image_columns(subject, batch)
-    methods: dict[str, Callable[[], AbstractContextManager]] = {
+    steady: Methods = {
         "greedy": lambda: edit(subject, "pattern", layer=range(subject.n_layers), fn=lambda pattern: pattern),
         "D-LEAF": lambda: d_leaf.applied(subject, d_leaf.DLeaf(image, 0.5)),
         "D-LEAF, gamma = 0": lambda: d_leaf.applied(subject, d_leaf.DLeaf(image, 0.0)),
-        "EAH": lambda: eah.broadcasting(subject, 1, "dense"),
     }
-    print(f"\n{label}, batch of {n}, {batch['input_ids'].shape[1]} tokens of prompt")
-    steps, both = (measure(subject, methods, images, prompt) for measure in (rounds, whole))
-    for name in methods:
-        ratio, all_in = (
-            np.median(np.array(times[name]) / np.array(times["greedy"])) for times in (steps, both)
-        )
-        speed = n / np.median(steps[name])
-        print(f"  {name:18} {speed:9,.0f} tokens/s, step / greedy {ratio:.3f}, with the prompt {all_in:.3f}")
+    everything = steady | {"EAH": lambda: eah.broadcasting(subject, 1, "dense")}
+    reading = d_leaf.Prompt(subject, batch)
+
+    def decode() -> None:
+        for _ in range(TOKENS):
+            reading.read_on(reading.last).argmax(-1)
+        reading.rewind()
+
+    def answer() -> None:
+        generate(subject, [prompt] * n, images, max_new_tokens=TOKENS, batch_size=n)
+
+    subject.model.generation_config.eos_token_id = -1  # all write equally many tokens
+    steps = in_turn(steady, decode, n_rounds=ROUNDS)
+    whole = in_turn(everything, answer, n_rounds=ROUNDS // 3)
+    print(f"\n{label}, batch of {n}, {batch['input_ids'].shape[1]} tokens of prompt, {TOKENS} new ones")
+    for name in everything:
+        step = "changes the prompt only"
+        if name in steady:
+            ratio, speed = np.median(steps[name] / steps["greedy"]), n * TOKENS / np.median(steps[name])
+            step = f"{speed:7,.0f} tokens/s, {ratio:.3f} of greedy's time"
+        with_prompt = np.median(whole[name] / whole["greedy"])
+        print(f"  {name:18} decoding: {step:38} with the prompt: {with_prompt:.3f}")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     organism = load("scenes-vlm")
-    for size in (1, 32):
+    for size in (1, 32, 128):
         report("scenes-vlm (6 layers, 128 wide)", organism, size)
     report("LLaVA's shape, random weights (4 layers, 1024 wide)", wide(), 2)
