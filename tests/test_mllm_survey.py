@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lib import ROOT, Subject, chapters
@@ -595,6 +595,12 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
     assert m.calibration_error(np.ones(5), np.zeros(5)) == pytest.approx(1)
     two_bins = m.calibration_error(np.array([0.95, 0.95, 0.15, 0.15]), np.array([1.0, 0, 0, 0]))
     assert two_bins == pytest.approx((0.45 + 0.15) / 2)
+
+
+def test_area_under_the_curve_is_scikit_learn_s_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(6, size=60).astype(float), rng.integers(2, size=60)
+    assert m.auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_percentages_of_zeros_and_ones_have_a_width_even_if_all_agree() -> None:
