@@ -1,5 +1,7 @@
 """Every chapter has the book's anatomy, runs at its `smoke` preset, and records its paper's claims."""
 
+import re
+
 import pytest
 
 from lib import chapters, claims, papers
@@ -23,3 +25,13 @@ def test_chapter_runs_at_smoke_and_decides_every_claim(slug, smoke_run):
     assert result.status in {"passed", "cached"}, result.error
     recorded = [record.id for record in claims.collect(result.notebook)]
     assert sorted(recorded) == sorted(claim.id for claim in papers.read(slug).claims)
+
+
+def test_figures_are_named_once_in_the_book():
+    source = {slug: "\n".join(cell.source for cell in chapters.read(slug).cells) for slug in chapters.slugs()}
+    named = [name for text in source.values() for name in re.findall(r'name="(fig-[a-z0-9-]+)"', text)]
+    assert sorted(named) == sorted(set(named))
+    for slug, text in source.items():
+        assert set(re.findall(r"\(#(fig-[a-z0-9-]+)\)", text)) <= set(
+            re.findall(r'name="(fig-.+?)"', text)
+        ), slug
