@@ -125,6 +125,13 @@ def test_every_figure_says_its_message_in_a_sentence_and_has_a_caption(visits):
         assert visits[f"notebooks/{slug}.html"].seen["figures"]
 
 
+def test_every_chapter_counts_its_figures_from_one(site):
+    for slug in chapters.slugs():
+        page = (site / "notebooks" / f"{slug}.html").read_text(encoding="utf-8")
+        numbers = [int(n) for n in re.findall(r'caption-number">Figure (\d+)', page)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
 def test_every_page_describes_itself_to_search_engines_and_cards(visits, site):
     published = f"https://{urlsplit(CONFIG['repository']['url']).path.split('/')[1]}.github.io/{site.name}/"
     for name, visit in visits.items():

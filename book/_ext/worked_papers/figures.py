@@ -41,7 +41,7 @@ def embed(app: Sphinx, docname: str, fig: Figure, *, name: str, alt: str, captio
     picture = join(app.builder.imgpath, f"{name}.png")
     return (
         f'<figure class="align-default" id="{name}"><img src="{picture}" alt="{html.escape(alt)}" '
-        f'width="{width}" height="{height}" loading="lazy"><figcaption><p>{caption}</p></figcaption></figure>'
+        f'width="{width}" height="{height}"><figcaption><p>{caption}</p></figcaption></figure>'
     )
 
 

@@ -61,11 +61,12 @@ class FillFigures(SphinxTransform):
             figure.insert(2, [without[1], html.deepcopy()])
 
 
-def number_by_page(app: Sphinx, env: BuildEnvironment) -> None:
-    """Let every page begin with Figure 1; Sphinx counts through the whole book."""
+def number_by_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Let every page begin with Figure 1; Sphinx has just counted through the whole book."""
     for kinds in env.toc_fignumbers.values():
         for figures in kinds.values():
             figures.update({name: (i,) for i, name in enumerate(figures, 1)})
+    return []
 
 
 def setup(app: Sphinx) -> None:
@@ -73,4 +74,4 @@ def setup(app: Sphinx) -> None:
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [BookOutput, *installed]
     app.add_transform(FillFigures)
-    app.connect("env-updated", number_by_page)
+    app.connect("env-get-updated", number_by_page, priority=900)
