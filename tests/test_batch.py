@@ -10,11 +10,13 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from contextvars import Context
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from jupyter_core.utils import ensure_event_loop
 from rich.console import Console
 from small_book import PARAMETERS, build, chapter, code, write
 
@@ -283,6 +285,16 @@ def test_a_sweep_is_the_product_of_its_values(small):
 # What is run
 
 
+def test_chapters_run_side_by_side_where_the_caller_has_an_event_loop_of_its_own(tmp_path):
+    root = build(tmp_path, a=chapter("import time\ntime.sleep(1)"), b=chapter("import time\ntime.sleep(1)"))
+
+    def caller():
+        ensure_event_loop()  # as whoever has executed a notebook or drives a browser
+        return run(root, jobs=2)
+
+    assert statuses(Context().run(caller)) == {"a": "passed", "b": "passed"}
+
+
 def test_only_what_an_edit_affects_is_run_again_and_new_prose_is_shown(small):
     first = run(small, "a", "b", jobs=2)
     assert statuses(first) == {"a": "passed", "b": "passed"}
@@ -459,7 +471,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, s
     while not (kernel.exists() and kernel.read_text()) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == status
     assert "Traceback" not in errors
     assert number == signal.SIGKILL or "1 passed, interrupted" in errors

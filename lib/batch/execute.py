@@ -5,11 +5,12 @@ import logging
 import socket
 import threading
 import time
+from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dask.system import CPU_COUNT
-from distributed import get_worker
+from distributed import Worker, get_worker
 from nbformat import NotebookNode
 from papermill import PapermillExecutionError, execute_notebook
 
@@ -59,14 +60,16 @@ def execute(
             _NESTS[batch] = Nest(root, imports, max(1, CPU_COUNT // get_worker().state.nthreads))
     nest = _NESTS[batch]
     for _ in range(ATTEMPTS):
-        outcome = _attempt(job, chapter, nest, timeout)
+        # In a context of its own: jupyter_core keeps its event loop in one, and Dask hands on that of the
+        # caller, so that two threads would share the loop of whoever has executed a notebook before.
+        outcome = Context().run(_attempt, job, chapter, nest, timeout, get_worker())
         if outcome.notebook is not None or nest.stopped:
             break
     return outcome
 
 
-def _attempt(job: Job, chapter: NotebookNode, nest: Nest, timeout: float) -> Outcome:
-    kernel, worker = Kernel(nest), get_worker()
+def _attempt(job: Job, chapter: NotebookNode, nest: Nest, timeout: float, worker: Worker) -> Outcome:
+    kernel = Kernel(nest)
     running: list[NotebookNode] = []
     status, error, cell = "passed", None, None
     started = time.monotonic()
