@@ -461,7 +461,9 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, s
     waits = "import os, pathlib, time\nif os.environ['WAIT'] == '1':\n"
     waits += "    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(60)"
     root = build(tmp_path, a=chapter("'done'"), b=chapter(waits))
-    script = f"import lib, pathlib; lib.ROOT = pathlib.Path({str(root)!r}); import lib.__main__ as main; "
+    # A shell's background job starts with Ctrl-C switched off.
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += f"import lib, pathlib; lib.ROOT = pathlib.Path({str(root)!r}); import lib.__main__ as main; "
     script += "main.cli(['run'])"
     environment = os.environ | {"WAIT": "1", "TMPDIR": str(short_folder)}
     process = subprocess.Popen(
