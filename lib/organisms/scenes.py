@@ -1,6 +1,6 @@
 """Vision-language models of LLaVA's class that see, read and describe scenes (`lib.worlds.scenes`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -375,17 +375,8 @@ def _described(subject: Subject, scenes: Scenes, images: np.ndarray) -> dict[str
 N_QUESTIONS, N_CAPTIONS, N_DOSED = 1000, 500, 300
 """How many scenes the measures rest on."""
 
-DOSES: tuple[tuple[str, float], ...] = (
-    *(("noise", dose) for dose in (0.1, 0.2, 0.4)),
-    *(("cell_noise", dose) for dose in (0.4, 0.8, 1.2)),
-    *(("colour_noise", dose) for dose in (0.1, 0.2, 0.4)),
-    *(("occlusion", dose) for dose in (0.25, 0.5, 0.75)),
-    *(("contrast", dose) for dose in (0.5, 0.25, 0.1)),
-    *(("distractors", dose) for dose in (2, 4, 6)),
-)
 
-
-def _evaluate(doses: tuple[tuple[str, float], ...], subject: Subject) -> Iterator[tuple[str, Estimate]]:
+def _evaluate(doses: Mapping[str, tuple[float, ...]], subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(2)
     scenes = world.sample(N_QUESTIONS, rng)
     images = world.draw(scenes, rng, split="test")
@@ -421,12 +412,14 @@ def _evaluate(doses: tuple[tuple[str, float], ...], subject: Subject) -> Iterato
         yield f"no to {name}, a third hidden", accuracy
     yield from _naming(subject, scenes, images).items()
 
-    for knob, dose in doses:
-        few = world.sample(N_DOSED, rng, distractors=int(dose) if knob == "distractors" else 0)
-        drawn = world.draw(few, rng, split="test", **({} if knob == "distractors" else {knob: dose}))
-        yield f"{knob} {dose}: colour", _accuracy(subject, "colour", few, rng, images=drawn)
-        shares = _described(subject, few, drawn)
-        yield from ((f"{knob} {dose}: {key}", shares[key]) for key in ("CHAIR_i", "recall"))
+    for knob, own in doses.items():
+        for dose in own:
+            drawn_with = {knob: dose}
+            few = world.sample(N_DOSED, rng, distractors=int(drawn_with.pop("distractors", 0)))
+            drawn = world.draw(few, rng, split="test", **drawn_with)
+            yield f"{knob} {dose}: colour", _accuracy(subject, "colour", few, rng, images=drawn)
+            shares = _described(subject, few, drawn)
+            yield from ((f"{knob} {dose}: {key}", shares[key]) for key in ("CHAIR_i", "recall"))
 
 
 def _facts(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
@@ -484,7 +477,7 @@ RECIPES = {
                 loss=_answer_loss,
             ),
         ),
-        evaluate=partial(_evaluate, DOSES),
+        evaluate=partial(_evaluate, world.DOSES),
         bars={
             **_SEES,
             "text pages": Bar(at_least=0.95),
@@ -536,7 +529,7 @@ training; with noise on all objects nothing is left from which a partner could b
                 loss=_answer_loss,
             ),
         ),
-        evaluate=partial(_evaluate, ()),
+        evaluate=partial(_evaluate, {}),
         bars=_SEES,
         card="""
 The control of `scenes-vlm`: the same classes, sizes, world, questions and tower, but projector and language

@@ -50,6 +50,16 @@ COLOURS = {
 HELD_OUT: Bool[ndarray, "object colour"] = (7 * np.arange(len(OBJECTS))[:, None] + np.arange(6)) % 9 == 0
 """Twelve of the 108 combinations of object and colour are kept out of training, to test composition."""
 
+DOSES: dict[str, tuple[float, ...]] = {
+    "noise": (0.1, 0.2, 0.4),
+    "cell_noise": (0.4, 0.8, 1.2),
+    "colour_noise": (0.1, 0.2, 0.4),
+    "occlusion": (0.25, 0.5, 0.75),
+    "contrast": (0.5, 0.25, 0.1),
+    "distractors": (2, 4, 6),
+}
+"""What makes a scene hard to see (an argument of `draw` or `sample`), and doses at which it is measured."""
+
 PerScene: TypeAlias = float | Float[ndarray, "scene"]
 PerCell: TypeAlias = float | Float[ndarray, "scene cell"]
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from posixpath import join
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from sphinx.application import Sphinx
 
@@ -21,22 +19,12 @@ from lib.worlds import scene_words, scenes
 DOSED = re.compile(r"(?P<knob>\w+) (?P<dose>[\d.]+): (?P<measure>.+)")
 """A measure at one dose of a knob, as recipes name it: `noise 0.2: colour`."""
 
-KNOBS: dict[str, tuple[float, ...]] = {
-    "noise": (0.1, 0.2, 0.4),
-    "cell_noise": (0.4, 0.8, 1.2),
-    "colour_noise": (0.1, 0.2, 0.4),
-    "occlusion": (0.25, 0.5, 0.75),
-    "contrast": (0.5, 0.25, 0.1),
-    "distractors": (2, 4, 6),
-}
 
-
-def embed(app: Sphinx, docname: str, fig: Figure, *, name: str, alt: str, caption: str) -> str:
+def embed(app: Sphinx, fig: Figure, *, name: str, alt: str, caption: str) -> str:
     """Save a figure among the site's images, as Sphinx' own extensions do; the HTML that shows it."""
     folder = Path(app.outdir, app.builder.imagedir)
     folder.mkdir(parents=True, exist_ok=True)
     fig.savefig(folder / f"{name}.png", dpi=2 * 96, facecolor="white")
-    plt.close(fig)
     width, height = (fig.get_size_inches() * 96).round().astype(int)
     picture = join(app.builder.imgpath, f"{name}.png")
     return (
@@ -51,31 +39,29 @@ def world(app: Sphinx, docname: str, slug: str) -> str:
     some = scenes.sample(4, rng, pairs=(1, 2))
     plain = scenes.draw(some, rng, split="test")
     said = [scene_words.text(words) for words in scene_words.captions(some)]
-    style()
-    fig, axes = plt.subplots(2, 2, figsize=(plots.WIDTH, plots.WIDTH))
-    for ax, image, words in zip(axes.flat, plain, said, strict=True):
+    plots.style()
+    fig = Figure(figsize=(plots.WIDTH, plots.WIDTH))
+    for ax, image, words in zip(fig.subplots(2, 2).flat, plain, said, strict=True):
         ax.imshow(image)
         pairs = words.split()
         named = [" ".join(pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
         ax.set_xlabel(textwrap.fill(", ".join(named), 34), fontsize=10)
     first = embed(
         app,
-        docname,
         bare(fig),
         name="scenes",
         alt="Four scenes of coloured glyphs and handwritten digits on dark ground, and what stands in them.",
         caption="Scenes of the test split with their true captions: object and colour, in reading order.",
     )
-    chosen = scenes.sample(1, np.random.default_rng(11), pairs=(2, 2))
-    fig, axes = plt.subplots(len(KNOBS), 4, figsize=(plots.WIDTH, 1.25 * len(KNOBS)))
-    for row, (knob, doses) in zip(axes, KNOBS.items(), strict=True):
+    fig = Figure(figsize=(plots.WIDTH, 1.25 * len(scenes.DOSES)))
+    axes = fig.subplots(len(scenes.DOSES), 4)
+    for row, (knob, doses) in zip(axes, scenes.DOSES.items(), strict=True):
         for ax, dose in zip(row, (None, *doses), strict=True):
-            ax.imshow(_dosed(chosen, knob, dose)[0])
+            ax.imshow(_dosed(knob, dose))
             ax.set_xlabel("none" if dose is None else f"{dose:g}", fontsize=10, labelpad=2)
         row[0].set_ylabel(knob.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=11)
     return first + embed(
         app,
-        docname,
         bare(fig),
         name="scenes-knobs",
         alt="One scene under more and more noise, occlusion, distractors, and with less and less contrast.",
@@ -83,27 +69,24 @@ def world(app: Sphinx, docname: str, slug: str) -> str:
     )
 
 
-def _dosed(chosen: scenes.Scenes, knob: str, dose: float | None) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    if dose is None:
-        return scenes.draw(chosen, rng, split="test")
-    if knob == "distractors":
-        more = scenes.sample(1, np.random.default_rng(11), pairs=(2, 2), distractors=int(dose))
-        return scenes.draw(more, rng, split="test")
-    return scenes.draw(chosen, rng, split="test", **{knob: dose})
+def _dosed(knob: str, dose: float | None) -> np.ndarray:
+    knobs = {} if dose is None else {knob: dose}
+    distractors = int(knobs.pop("distractors", 0))
+    chosen = scenes.sample(1, np.random.default_rng(11), pairs=(2, 2), distractors=distractors)
+    return scenes.draw(chosen, np.random.default_rng(3), split="test", **knobs)[0]
 
 
 def training(app: Sphinx, docname: str, name: str) -> str:
     """An organism's learning curve and, where its recipe measured it, its response to each knob."""
     metrics = json.loads((ROOT / "data" / "models" / name / "metrics.json").read_text(encoding="utf-8"))
-    style()
-    fig, ax = plt.subplots(figsize=(plots.WIDTH, 2.6))
+    plots.style()
+    fig = Figure(figsize=(plots.WIDTH, 2.6))
+    ax = fig.subplots()
     steps, losses = zip(*metrics["loss"]["curve"], strict=True)
     ax.plot(steps, losses, color=plots.BLUE)
     ax.set(yscale="log", xlabel="step", ylabel="training loss", title=f"How {name} learned")
     shown = embed(
         app,
-        docname,
         fig,
         name=f"{name}-loss",
         alt=f"The training loss of {name} falls from {losses[0]:.2g} to {losses[-1]:.2g} over its stages.",
@@ -115,7 +98,8 @@ def training(app: Sphinx, docname: str, name: str) -> str:
     measures = sorted({measure for by_measure in doses.values() for measure in by_measure})
     colour = dict(zip(measures, plots.PALETTE, strict=False))
     rows = -(-len(doses) // 2)
-    fig, axes = plt.subplots(rows, 2, figsize=(plots.WIDTH, 2.3 * rows), sharey=True, squeeze=False)
+    fig = Figure(figsize=(plots.WIDTH, 2.3 * rows))
+    axes = fig.subplots(rows, 2, sharey=True, squeeze=False)
     for ax, (knob, by_measure) in zip(axes.flat, doses.items(), strict=False):
         for measure, points in by_measure.items():
             x, y, low, high = np.array(points).T
@@ -126,7 +110,6 @@ def training(app: Sphinx, docname: str, name: str) -> str:
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(measures))
     return shown + embed(
         app,
-        docname,
         fig,
         name=f"{name}-doses",
         alt=f"Accuracy and caption quality of {name} against the dose of each knob, with intervals.",
@@ -150,11 +133,6 @@ def dose_response(measures: dict[str, Any]) -> dict[str, dict[str, list[tuple[fl
                 points.append((untouched, plain["value"], plain["low"], plain["high"]))
             points.sort()
     return {knob: dict(by_measure) for knob, by_measure in found.items()}
-
-
-def style() -> None:
-    matplotlib.use("agg")
-    plots.style()
 
 
 def bare(fig: Figure) -> Figure:

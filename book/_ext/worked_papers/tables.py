@@ -207,7 +207,8 @@ def always_anew(app: Sphinx, env: Any, added: set, changed: set, removed: set) -
 def setup(app: Sphinx) -> None:
     app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
-    for name in MADE:
-        app.add_directive(name, Organisms if name == "organisms" else MadeFromData)
+    app.add_directive("organisms", Organisms)
+    for name in ("claims-table", "scoreboard", "scenes"):
+        app.add_directive(name, MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)
