@@ -21,7 +21,7 @@ SHIPPED = ROOT / "data" / "models"
 CHECKPOINTS = ROOT / "_build" / "organisms"
 
 FAMILIES = {
-    "scenes": ("scenes-vlm",),
+    "scenes": ("scenes-vlm", "scenes-vlm-joint"),
     "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
     "digits": ("digits-vit", "canvas-vit"),
     "conflict": (
