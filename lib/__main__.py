@@ -191,8 +191,6 @@ def doctor() -> None:
 
 def _findings() -> Iterator[tuple[bool | None, str]]:
     """Whether something is as it should be (None: it could be better), and what was found."""
-    import hashlib
-    import json
     import platform
     import shutil
     from importlib.metadata import distributions
@@ -206,7 +204,7 @@ def _findings() -> Iterator[tuple[bool | None, str]]:
 
     installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in distributions()}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    needed = [re.split(r"[<>=~]", line)[0].lower() for line in lines if re.match(r"\w", line)]
+    needed = [name[0].lower() for line in lines if (name := re.match(r"\w[\w.-]*", line))]
     missing = [name for name in needed if name not in installed]
     yield not missing, f"required packages: {', '.join(missing) or 'none'} missing"
     pinned = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
@@ -217,6 +215,8 @@ def _findings() -> Iterator[tuple[bool | None, str]]:
     yield (None if other else True), f"versions other than in constraints.txt: {', '.join(other) or 'none'}"
 
     import torch
+
+    from lib.models import check_files
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpus += ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
@@ -231,16 +231,14 @@ def _findings() -> Iterator[tuple[bool | None, str]]:
     yield bool(browser) or None, f"browser for the tests of the site: {browser or 'no Chromium'}"
 
     for folder in sorted((ROOT / "data" / "models").glob("*/")):
-        sums = folder / "sha256.json"
-        listed = json.loads(sums.read_text()) if sums.is_file() else {}
-        broken = [
-            name
-            for name, expected in listed.items()
-            if not (folder / name).is_file()
-            or hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected
-        ]
-        text = f"damaged: {', '.join(broken)}" if broken else "intact" if listed else "has no sha256.json"
-        yield bool(listed) and not broken, f"organism {folder.name}: {text}"
+        good, text = True, "intact"
+        try:
+            check_files(folder)
+            if not (folder / "sha256.json").is_file():
+                good, text = False, "has no sha256.json"
+        except (OSError, ValueError) as error:
+            good, text = False, str(error)
+        yield good, f"organism {folder.name}: {text}"
 
     try:
         Output(ROOT / "_build").prepare()

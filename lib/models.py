@@ -379,7 +379,7 @@ def load(
     """
     folder = _folder(name)
     config = _config(folder)
-    _check_files(folder)
+    check_files(folder)
     if device == "auto":
         n_gpus = torch.cuda.device_count()
         device = "auto" if n_gpus > 1 else "cuda" if n_gpus else "cpu"
@@ -464,8 +464,13 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def _check_files(folder: Path) -> None:
-    """Checks that the weights are there, whole, and those that were published with the folder."""
+def check_files(folder: Path) -> None:
+    """Checks that the weights are there, whole, and those that were published with the folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the weights are pickled or damaged, or a file is not the published one.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():

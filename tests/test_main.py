@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from small_book import build, chapter
 
 import lib.__main__ as main
@@ -117,14 +119,17 @@ def test_claims_prints_the_ledger_of_the_executed_chapters_without_sweeps(monkey
 
 def test_doctor_finds_a_damaged_organism_and_tells_no_secret(monkeypatch, capsys, tmp_path):
     build(tmp_path, a=chapter())
-    (tmp_path / "data/models/tiny/sha256.json").write_text('{"config.json": "0"}')
+    tiny = tmp_path / "data/models/tiny"
+    save_file({"weight": torch.zeros(1)}, tiny / "model.safetensors")
+    (tiny / "sha256.json").write_text('{"config.json": "0"}')
     for name in ("requirements.txt", "constraints.txt"):
-        (tmp_path / name).write_text("pytest==0.1\n" if name == "constraints.txt" else "pytest>=8\n")
+        (tmp_path / name).write_text("pytest==0.1\n" if "con" in name else "pytest  # a remark\n-e .\n")
     monkeypatch.setattr(main, "ROOT", tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
     status, text = call(capsys, "doctor")
     assert status == 1
-    assert "✗ organism tiny: damaged: config.json" in text
+    assert f"✗ organism tiny: {tiny / 'config.json'} is not the published file" in text
+    assert "required packages: none missing" in text
     assert "(not 0.1)" in text
     assert "HF_TOKEN" in text
     assert "hf_0123456789" not in text
