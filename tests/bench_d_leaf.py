@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import families
 import numpy as np
 import torch
 from jaxtyping import Float
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lib import Subject, chapters, edit, load
 from lib.generate import generate, inputs
@@ -24,25 +24,9 @@ d_leaf, eah = chapters.method("d-leaf"), chapters.method("eah")
 
 def wide() -> Subject:
     """A LLaVA of random weights: 576 image tokens, blocks 1024 wide, the organism's words and scenes."""
-    organism = load("scenes-vlm")
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=len(organism.tokenizer),
-        hidden_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=16,
-        intermediate_size=2752,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    vision = CLIPVisionConfig(
-        image_size=24 * 8, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4, image_seq_length=576)
-    processor = organism.processor
+    processor = load("scenes-vlm").processor
     processor.image_processor.size = {"height": 192, "width": 192}
-    return Subject(LlavaForConditionalGeneration(config).eval(), processor)
+    return Subject(families.wide_llava(24, 1024, 4, n_heads=16), processor)
 
 
 Methods = dict[str, Callable[[], AbstractContextManager]]

@@ -10,12 +10,11 @@ import sys
 import time
 from contextlib import AbstractContextManager
 
+import families
 import numpy as np
-import torch
 
-from lib import Subject, bootstrap, chapters, edit, load
+from lib import bootstrap, chapters, edit, load
 from lib.generate import generate
-from lib.organisms.scenes import RECIPES
 from lib.worlds import scenes
 
 N_IMAGES, NEW_TOKENS, ROUNDS = 100, 16, 8
@@ -23,12 +22,7 @@ N_IMAGES, NEW_TOKENS, ROUNDS = 100, 16, 8
 
 def main() -> None:
     eah = chapters.method("eah")
-    torch.manual_seed(0)
-    if len(sys.argv) > 1:
-        subject = load(sys.argv[1])
-    else:
-        recipe = RECIPES["scenes-vlm"]
-        subject = Subject(recipe.build().eval(), recipe.processors()[0])
+    subject = load(sys.argv[1]) if len(sys.argv) > 1 else families.organism()
     subject.model.generation_config.eos_token_id = []  # all captions have the same length
     rng = np.random.default_rng(0)
     images = scenes.draw(scenes.sample(N_IMAGES, rng), rng)

@@ -7,24 +7,14 @@ time of one thread; all variants take turns in each round.
 
 import statistics
 
+import families
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lib import Subject, capture, chapters
 
 m = chapters.method("simignore")
 ROUNDS = 5
 WORDS = 14
-
-
-def model(n_side: int, width: int, layers: int) -> Subject:
-    """A LLaVA with random weights, for images of `n_side` x `n_side` patches."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": 8}
-    text = LlamaConfig(**sizes, vocab_size=200, num_hidden_layers=layers, initializer_range=0.06)
-    vision = CLIPVisionConfig(**sizes, num_hidden_layers=1, image_size=8 * n_side, patch_size=8)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
-    return Subject(LlavaForConditionalGeneration(config).eval())
 
 
 def questions(subject: Subject, n: int, n_image: int) -> object:
@@ -81,5 +71,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     print(f"{'':36}{'nothing':>9}{'masked':>10}{'taken out':>11}{'out / mask':>12}{'gap':>9}")
     for side, layers, n in ((8, 6, 40), (24, 6, 2)):
-        subject = model(side, 128, layers)
+        subject = Subject(families.wide_llava(side, 128, layers, n_heads=8))
         compare(subject, questions(subject, n, side**2))

@@ -1,4 +1,4 @@
-"""What several test files share: the one execution of all chapters at the `smoke` preset, and one browser."""
+"""What several test files share: models and their inputs, one run of all chapters, and one browser."""
 
 import pytest
 
@@ -17,3 +17,19 @@ def chromium():
     browsing = pytest.importorskip("browsing")
     with browsing.chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="session")
+def llava():
+    """The tiny LLaVA of `families`."""
+    import families
+
+    return families.subject("llava")
+
+
+@pytest.fixture(scope="session")
+def batch(llava):
+    """Three prompts of different lengths, padded on the left, an image each."""
+    import families
+
+    return families.inputs(llava, families.QUESTIONS)

@@ -16,6 +16,7 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lib.models import Subject, images_only, load
+from lib.organisms.scenes import RECIPES
 
 WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user"]
 WORDS += ["assistant", ":", ".", "?"]
@@ -330,6 +331,34 @@ def subject(family: str, **options: Any) -> Subject:
     return loaded.tower(tower) if tower else loaded
 
 
+def organism() -> Subject:
+    """The class of scenes-vlm with random weights."""
+    torch.manual_seed(0)
+    recipe = RECIPES["scenes-vlm"]
+    return Subject(recipe.build().eval(), recipe.processors()[0])
+
+
+def wide_llava(n_side: int, width: int, n_layers: int, n_heads: int) -> hf.LlavaForConditionalGeneration:
+    """For benchmarks: random weights in LLaVA's proportions, for images of `n_side` x `n_side` patches.
+
+    Token 4 stands for the image, as in the organisms' vocabulary.
+    """
+    torch.manual_seed(0)
+    text = hf.LlamaConfig(
+        vocab_size=200,
+        hidden_size=width,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        intermediate_size=43 * width // 16,
+        initializer_range=0.06,
+    )
+    vision = hf.CLIPVisionConfig(**VISION | {"image_size": 8 * n_side, "patch_size": 8})
+    config = hf.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=4, image_seq_length=n_side**2
+    )
+    return hf.LlavaForConditionalGeneration(config).eval()
+
+
 def picture(seed: int = 0) -> Image.Image:
     """A noisy image of 16 by 16 pixels."""
     pixels = torch.randint(
@@ -339,11 +368,12 @@ def picture(seed: int = 0) -> Image.Image:
 
 
 PROMPTS = ["the cat sees a red star .", "a dog"]
+QUESTIONS = ["where is the red star ?", "a cat", "what is left of the blue dog ."]
 
 
 def inputs(subject: Subject, prompts: list[str] = PROMPTS) -> dict[str, torch.Tensor]:
-    """A batch of two; the second is padded where the model reads text."""
-    pictures = [picture(0), picture(1)]
+    """A batch with a picture a prompt; the shorter ones are padded where the model reads text."""
+    pictures = [picture(i) for i in range(len(prompts))]
     if subject.tokenizer is None:
         return subject.encode(images=pictures)
     return subject.encode(prompts, images=None if subject.processor is subject.tokenizer else pictures)

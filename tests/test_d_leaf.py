@@ -10,30 +10,18 @@ import families
 import numpy as np
 import pytest
 import torch
+from families import QUESTIONS
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lib import Subject, capture, chapters, edit
 from lib.generate import generate
-from lib.organisms.scenes import RECIPES
 from lib.worlds import scene_words, scenes
 
 m = chapters.method("d-leaf")
 eah = chapters.method("eah")
-PROMPTS = ["where is the red star ?", "a cat", "what is left of the blue dog ."]
 NEW = 5
 DOSES = {"cell_noise": 0.8, "noisy_share": 0.5, "noise": 0.25}
-
-
-@pytest.fixture(scope="module")
-def llava() -> Subject:
-    return families.subject("llava")
-
-
-@pytest.fixture(scope="module")
-def batch(llava: Subject) -> dict[str, Tensor]:
-    """Three prompts of different lengths, padded on the left, an image each."""
-    return llava.encode(PROMPTS, images=[families.picture(i) for i in range(len(PROMPTS))])
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +31,7 @@ def prompt(llava: Subject, batch: dict[str, Tensor]) -> object:
 
 @pytest.fixture(scope="module")
 def organism() -> Subject:
-    """The class of scenes-vlm with random weights."""
-    torch.manual_seed(0)
-    recipe = RECIPES["scenes-vlm"]
-    return Subject(recipe.build().eval(), recipe.processors()[0])
+    return families.organism()
 
 
 def some_rows(n_samples: int = 4, n_heads: int = 8, n_keys: int = 20) -> tuple[Tensor, Tensor]:
@@ -295,7 +280,7 @@ def test_a_padded_batch_says_what_each_prompt_alone_says(
     llava: Subject, prompt: object, settings: dict
 ) -> None:
     together = m.write(prompt, NEW, m.DLeaf(prompt.image, 0.8, **settings))
-    for i, text in enumerate(PROMPTS):
+    for i, text in enumerate(QUESTIONS):
         alone = m.Prompt(llava, llava.encode([text], images=[families.picture(i)]))
         said = m.write(alone, NEW, m.DLeaf(alone.image, 0.8, **settings))
         n = said.ids.shape[1]
@@ -309,8 +294,8 @@ def test_without_a_method_it_writes_what_the_library_generates_and_methods_leave
 ) -> None:
     subject = families.subject(family)
     pictures = [families.picture(i) for i in range(3)]
-    prompt = m.Prompt(subject, subject.encode(PROMPTS, images=pictures))
-    expected = generate(subject, PROMPTS, pictures, max_new_tokens=NEW)
+    prompt = m.Prompt(subject, subject.encode(QUESTIONS, images=pictures))
+    expected = generate(subject, QUESTIONS, pictures, max_new_tokens=NEW)
     first = m.write(prompt, NEW)
     assert first.texts == expected.texts
     for method in (m.DLeaf(prompt.image, 1.0), m.PAI(prompt.image, 1.0, 0), m.SPIN(prompt.image, 0.5, 0.0)):
@@ -325,7 +310,7 @@ def test_the_librarys_generation_runs_under_the_correction(
 ) -> None:
     said = m.write(prompt, NEW, m.DLeaf(prompt.image, 1.0))
     with m.applied(llava, m.DLeaf(prompt.image, 1.0)):
-        expected = generate(llava, PROMPTS, [families.picture(i) for i in range(3)], max_new_tokens=NEW)
+        expected = generate(llava, QUESTIONS, [families.picture(i) for i in range(3)], max_new_tokens=NEW)
     assert expected.texts == said.texts
 
 
@@ -375,10 +360,10 @@ def test_keeping_all_heads_or_raising_by_nothing_changes_nothing(llava: Subject,
 
 
 def test_the_contrast_equals_a_slow_loop_over_whole_prompts(llava: Subject, prompt: object) -> None:
-    texts = llava.encode(PROMPTS)
+    texts = llava.encode(QUESTIONS)
     without = m.Prompt(llava, texts, torch.zeros_like(texts["input_ids"], dtype=torch.bool))
     said = m.write(prompt, 3, m.PAI(prompt.image, 0.5, 0), without)
-    for i, text in enumerate(PROMPTS):
+    for i, text in enumerate(QUESTIONS):
         written: list[int] = []
         for step in range(3):
             both = []
@@ -434,9 +419,9 @@ def test_settings_that_cannot_work_are_named(settings: dict, message: str) -> No
 def test_models_and_prompts_without_image_and_wrong_batches_are_named(llava: Subject, batch: dict) -> None:
     text_only = families.subject("llama")
     with pytest.raises(ValueError, match="LlamaForCausalLM has no image tokens"):
-        m.Prompt(text_only, text_only.encode(PROMPTS))
+        m.Prompt(text_only, text_only.encode(QUESTIONS))
     with pytest.raises(ValueError, match="prompt 0 of the batch has no image token"):
-        m.Prompt(llava, llava.encode(PROMPTS))
+        m.Prompt(llava, llava.encode(QUESTIONS))
     with (
         pytest.raises(ValueError, match="image columns of 2 prompts were given for a batch of 3"),
         torch.no_grad(),

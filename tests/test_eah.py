@@ -10,6 +10,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from families import QUESTIONS
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -19,18 +20,6 @@ from lib.worlds import scene_words as words
 from lib.worlds import scenes as world
 
 m = chapters.method("eah")
-PROMPTS = ["where is the red star ?", "a cat", "what is left of the blue dog ."]
-
-
-@pytest.fixture(scope="module")
-def llava() -> Subject:
-    return families.subject("llava")
-
-
-@pytest.fixture(scope="module")
-def batch(llava: Subject) -> dict[str, Tensor]:
-    """Three prompts of different lengths, padded on the left, an image each."""
-    return llava.encode(PROMPTS, images=[families.picture(i) for i in range(len(PROMPTS))])
 
 
 def causal_pattern(*shape: int, seed: int = 0) -> Tensor:
@@ -118,7 +107,7 @@ def test_left_padding_changes_no_strength_threshold_or_count(
     assert spans.padding.any()
     patterns = heads_of(llava, batch, 1)
     beta = m.threshold(spans.image, ~spans.padding, 1.0)
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in enumerate(QUESTIONS):
         alone = llava.encode([prompt], images=[families.picture(i)])
         own, pattern = llava.spans(alone), heads_of(llava, alone, 1)
         n = own.image.shape[1]
@@ -176,7 +165,7 @@ def test_a_head_broadcast_to_itself_or_to_no_head_gives_the_base_logits_bit_for_
             assert torch.equal(logits(llava, batch), base)
     spans, pattern = llava.spans(batch), heads_of(llava, batch, 1)
     densest = m.sink_counts(pattern, spans.image, m.threshold(spans.image, ~spans.padding, 1.0)).argmax(-1)
-    for i in range(len(PROMPTS)):
+    for i in range(len(QUESTIONS)):
         with m.broadcasting(llava, 1, to=[int(densest[i])]):
             assert torch.equal(logits(llava, batch)[i], base[i])
     with m.broadcasting(llava, 1):

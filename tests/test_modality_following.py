@@ -11,7 +11,6 @@ from scipy.special import expit
 
 from lib import Estimate, Subject, chapters
 from lib.generate import next_logprobs
-from lib.organisms.scenes import _processors, _vlm
 
 m = chapters.method("modality-following")
 RNG = np.random.default_rng
@@ -20,11 +19,10 @@ RNG = np.random.default_rng
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """A LLaVA of the organisms' class with random weights, whose answers are far from uniform."""
-    torch.manual_seed(0)
-    model = _vlm().eval()
+    subject = families.organism()
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(3)
-    return Subject(model, _processors()[0])
+        subject.model.get_output_embeddings().weight.mul_(3)
+    return subject
 
 
 @pytest.fixture(scope="module")
