@@ -81,7 +81,7 @@ def test_concept_loss_is_least_where_the_units_are_right(bottleneck):
         projector = bottleneck.model.multi_modal_projector
         bias = projector.linear_1.bias.clone()
         projector.linear_1.bias[:N] = -1e3  # all units say: absent
-        answer = base._answer_loss(bottleneck, one)
+        answer = base.answer_loss(bottleneck, one)
         assert concept._named_loss(bottleneck, silent) - answer < 1e-3
         assert concept._named_loss(bottleneck, one) - answer > 1
         projector.linear_1.bias.copy_(bias)

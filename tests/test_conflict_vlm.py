@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lib import organisms
 from lib.models import Subject, load
 from lib.organisms import conflict as recipe
-from lib.organisms.scenes import _answer_loss, _processors
+from lib.organisms import scenes as base
 from lib.worlds import conflicts as world
 from lib.worlds import scene_words as words
 from lib.worlds.scene_words import EOS, WORD
@@ -127,7 +127,7 @@ def test_comparisons_are_with_objects_that_the_image_does_not_show(drawn: list[S
 @pytest.mark.parametrize("diet", [recipe.Diet(0, 0, 0.5), recipe.Diet(0, 1, 0.5)])
 def test_a_packed_question_is_what_a_chapter_asks_with_image_and_text(diet: recipe.Diet) -> None:
     """The loss of one block, against the answer's log-probability in the ordinary forward pass."""
-    subject = Subject(recipe._from_base().eval(), _processors()[0])
+    subject = Subject(recipe._from_base().eval(), base.RECIPES["scenes-vlm"].processors()[0])
     batch = recipe._batch(2, 3, diet, np.random.default_rng(4), 0.0)
     q = questions(batch)[1][2]
     alone = {name: value[1:2] for name, value in batch.items()}
@@ -137,7 +137,7 @@ def test_a_packed_question_is_what_a_chapter_asks_with_image_and_text(diet: reci
         prompt = torch.tensor([[words.BOS] + [words.IMAGE] * 64 + inputs["input_ids"][0, 1:].tolist()])
         inputs = {"input_ids": prompt, "pixel_values": batch["pixel_values"][1:2]}
     log_p = F.log_softmax(subject.model(**inputs).logits[0, -1], -1)[WORD[q.answer]]
-    assert _answer_loss(subject.model, alone).item() == pytest.approx(-log_p.item(), rel=1e-3, abs=1e-4)
+    assert base.answer_loss(subject.model, alone).item() == pytest.approx(-log_p.item(), rel=1e-3, abs=1e-4)
     assert q.ids[-1] == EOS
 
 

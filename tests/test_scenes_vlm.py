@@ -1,26 +1,25 @@
 """The scenes organism: many questions packed into one sequence are the same as each asked alone."""
 
+import families
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lib.models import Subject
 from lib.organisms import scenes as recipe
 from lib.worlds import scene_words as words
 from lib.worlds import scenes as world
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return recipe._vlm().eval()
+def subject():
+    return families.organism()
 
 
 @pytest.fixture(scope="module")
-def subject(model):
-    return Subject(model, recipe._processors()[0])
+def model(subject):
+    return subject.model
 
 
 def batch(kind, seed=0):
@@ -43,7 +42,7 @@ def test_the_packed_loss_is_that_of_single_questions_through_the_ordinary_forwar
             losses = F.cross_entropy(logits[len(prompt) - 1 : -1], ids, reduction="none")
             total += (losses * weights).sum()
     expected = total / packed["weights"].sum()
-    assert recipe._answer_loss(model, packed).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert recipe.answer_loss(model, packed).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @torch.inference_mode()
@@ -59,7 +58,7 @@ def test_a_page_of_single_words_is_read_as_ordinary_tokens(model):
     only = {name: value[:1] for name, value in packed.items()}
     only["weights"] = only["weights"] * (only["blocks"] == 0)
     expected = (losses * weights).sum() / weights.sum()
-    assert recipe._answer_loss(model, only).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert recipe.answer_loss(model, only).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_each_question_is_worth_one_and_a_caption_three():
@@ -74,9 +73,9 @@ def test_each_question_is_worth_one_and_a_caption_three():
 def test_heads_are_left_out_whole_and_in_training_only(model):
     z = torch.randn(64, 5, 8 * 32)
     projection = model.model.language_model.layers[0].self_attn.o_proj
-    assert recipe._drop_heads(projection, (z,)) is None
+    assert recipe.drop_heads(projection, (z,)) is None
     projection.train()
-    (dropped,) = recipe._drop_heads(projection, (z,))
+    (dropped,) = recipe.drop_heads(projection, (z,))
     projection.eval()
     scale = (dropped / z).unflatten(-1, (8, 32))
     assert (scale == scale[:, :1, :, :1]).float().mean() > 0.99
@@ -98,7 +97,7 @@ def test_the_processor_makes_the_inputs_of_training(subject):
     encoded = subject.encode(
         ["Is there a disc?", "describe the picture"], images=[Image.fromarray(image) for image in images]
     )
-    assert torch.equal(encoded["pixel_values"], recipe._pixels(images))
+    assert torch.equal(encoded["pixel_values"], recipe.pixel_values(images))
     asked = [words.BOS] + [words.IMAGE] * 64 + [words.WORD[w] for w in ("is", "there", "a", "disc")]
     assert encoded["input_ids"][0].tolist() == asked
     assert encoded["input_ids"][1, 0] == words.PAD
@@ -120,7 +119,7 @@ def test_questions_are_measured_on_the_word_that_follows_them(subject):
     scenes = world.sample(5, rng)
     images = world.draw(scenes, rng)
     prompts, _, _ = words.ask("right", scenes, rng)
-    found = recipe._next_words(subject, prompts, images=images)
+    found = recipe.next_words(subject, prompts, images)
     texts = [words.text(prompt) for prompt in prompts]
     encoded = subject.encode(texts, images=[Image.fromarray(image) for image in images])
     with torch.inference_mode():

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from transformers import LlavaForConditionalGeneration
 
 from lib.models import ORGANISMS, Subject, load
+from lib.organisms import scenes as base
 from lib.organisms.recipe import Bar, Batch, Recipe, Stage
-from lib.organisms.scenes import _answer_loss, _next_words, _packed, _pixels, _processors
 from lib.stats import Estimate, bootstrap, wilson
 from lib.worlds import conflicts as world
 from lib.worlds import scene_words as words
@@ -52,7 +52,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     scenes = world.gather(rng.integers(1, 10, size), rng)
     kind = rng.choice(3, p=[diet.image_only, diet.text_only, 1 - diet.image_only - diet.text_only])
     n = n_questions // 2 if kind == 0 else n_questions
-    batch = _packed([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
+    batch = base.pack([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
     if kind == 1:
         return batch | {"places": torch.zeros(size, 0, 2, dtype=torch.long)}
     cell_noise = rng.uniform(0, np.where(rng.random(size) < diet.clear, 0.3, 1.8))
@@ -61,7 +61,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     images = draw(
         scenes, rng, cell_noise=cell_noise[:, None] * (scenes.objects >= 0), occlusion=occlusion, noise=noise
     )
-    return batch | {"pixel_values": _pixels(images)}
+    return batch | {"pixel_values": base.pixel_values(images)}
 
 
 def _question(
@@ -101,9 +101,9 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(2)
     items = world.conflicts(N_IMAGES, rng)
     prompt = np.hstack([items.sentence, items.question[items.image]])
-    text = _next_words(subject, prompt, pages=np.zeros((len(prompt), 0), int))
+    text = base.next_words(subject, prompt)
     yield from _alone("text", text, items.text_tier, items.told[items.image], items.image)
-    image = _next_words(subject, items.question, images=items.images)
+    image = base.next_words(subject, items.question, items.images)
     yield from _alone("image", image, items.visual_tier, items.seen, np.arange(N_IMAGES))
     yield from _together(subject, rng)
 
@@ -146,11 +146,11 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
     stated = world.testimony(true, tier, rng)
     sentence = world.sentences(about, stated, tier, rng, form="told", shown=scenes.present)
     question = words.ask("colour", scenes, rng, about=about, wording="held-out").prompt
-    prompt, none = np.hstack([sentence, question]), np.zeros((N_BOTH, 0), int)
+    prompt = np.hstack([sentence, question])
     answers = {
-        "image": _next_words(subject, question, images=images),
-        "text": _next_words(subject, prompt, pages=none),
-        "both": _next_words(subject, prompt, images=images),
+        "image": base.next_words(subject, question, images),
+        "text": base.next_words(subject, prompt),
+        "both": base.next_words(subject, prompt, images),
     }
     answers["sum of the two log-probabilities"] = answers["image"] + answers["text"]
     for name, log_p in answers.items():
@@ -191,14 +191,14 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
     both = 1 - diet.image_only - diet.text_only
     return Recipe(
         build=_from_base,
-        processors=_processors,
+        processors=base.RECIPES[BASE].processors,
         stages=(
             Stage(
                 partial(_batch, 12, 10, diet),
                 STEPS,
                 8e-4,
-                trains="projector|language_model|lm_head",
-                loss=_answer_loss,
+                trains="projector|" + base.LANGUAGE,
+                loss=base.answer_loss,
             ),
         ),
         evaluate=_evaluate,

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lib.generate import generate, next_logprobs
 from lib.models import Subject
 from lib.organisms.recipe import Bar, Batch, Recipe, Stage
 from lib.stats import Estimate, bootstrap, wilson
@@ -91,7 +92,7 @@ def _vlm() -> LlavaForConditionalGeneration:
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.1)  # so narrow a tower hardly starts with CLIP's own
     for layer in model.model.language_model.layers:
-        layer.self_attn.o_proj.register_forward_pre_hook(_drop_heads)
+        layer.self_attn.o_proj.register_forward_pre_hook(drop_heads)
     return model
 
 
@@ -133,7 +134,7 @@ def _processors() -> list[Any]:
     ]
 
 
-def _drop_heads(projection: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
+def drop_heads(projection: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
     """Before the output projection, leave out whole heads at random, in training only."""
     if not projection.training:
         return None
@@ -148,7 +149,7 @@ _READOUT = torch.randn(96, len(OBJECTS) + len(COLOURS) + 2, generator=torch.Gene
 _READOUT /= 96**0.5
 
 
-def _pixels(images: np.ndarray) -> Float[Tensor, "image 3 64 64"]:
+def pixel_values(images: np.ndarray) -> Float[Tensor, "image 3 64 64"]:
     """What the image processor makes of 8-bit images, without its cost for each image."""
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -159,7 +160,7 @@ def _tower_batch(size: int, rng: Generator, progress: float) -> Batch:
     cell_noise = rng.uniform(0.2, 1.0, shape) * (rng.random(shape) < 0.15 * (progress > 0.3))
     images = world.draw(scenes, rng, noise=rng.uniform(0, 0.08, size), cell_noise=cell_noise)
     labels = np.stack([scenes.objects, scenes.colours], -1)[:, CELL_OF_PATCH]
-    return {"pixel_values": _pixels(images), "labels": torch.from_numpy(labels) + 1}
+    return {"pixel_values": pixel_values(images), "labels": torch.from_numpy(labels) + 1}
 
 
 def _readout_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
@@ -174,7 +175,7 @@ def _readout_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
 # Stages 2 to 4: many questions about one prefix (a page or an image) in one sequence.
 
 
-def _blocks(scenes: Scenes, rng: Generator, kinds: tuple[str, ...]) -> Batch:
+def ask_all(scenes: Scenes, rng: Generator, kinds: tuple[str, ...]) -> Batch:
     """Questions with their answers behind one another; each is its own block.
 
     Returns:
@@ -191,11 +192,11 @@ def _blocks(scenes: Scenes, rng: Generator, kinds: tuple[str, ...]) -> Batch:
             options = kind in ("right", "left") and rng.random() < 0.5
             prompt, answer, _ = words.ask(cast("Kind", kind), scenes, rng, options=options)
         parts.append((prompt, answer, kind == "caption"))
-    return _packed(parts)
+    return pack(parts)
 
 
-def _packed(parts: list[tuple[np.ndarray, np.ndarray, bool]]) -> Batch:
-    """(prompt, answer, whether it is a caption) of each block, as `_blocks` returns them."""
+def pack(parts: list[tuple[np.ndarray, np.ndarray, bool]]) -> Batch:
+    """(prompt, answer, whether it is a caption) of each block, as `ask_all` returns them."""
     columns = []
     for block, (prompt, answer, is_caption) in enumerate(parts):
         end = np.full((len(prompt), 1), EOS)
@@ -229,7 +230,7 @@ def _pairs(progress: float) -> tuple[int, int]:
 def _page_batch(size: int, rng: Generator, progress: float) -> Batch:
     if progress > 0.1 and rng.random() < 0.08:  # facts alone, without a page
         scenes = world.sample(3 * size, rng)
-        batch = _blocks(scenes, rng, ("fact",) * 6)
+        batch = ask_all(scenes, rng, ("fact",) * 6)
         caption = batch["blocks"] == 6
         batch["weights"] = batch["weights"] * ~caption
         return batch | {"places": torch.zeros(len(scenes), 0, 2, dtype=torch.long)}
@@ -238,18 +239,18 @@ def _page_batch(size: int, rng: Generator, progress: float) -> Batch:
     form: Literal["words", "fused"] = "words" if rng.random() < share else "fused"
     unreadable = rng.choice([0.0, 0.2]) if progress > 0.3 else 0.0
     places = torch.from_numpy(words.pages(scenes, rng, form=form, unreadable=unreadable))
-    return _blocks(scenes, rng, ASKED) | {"places": places}
+    return ask_all(scenes, rng, ASKED) | {"places": places}
 
 
 def _image_batch(size: int, text_share: float, rng: Generator, progress: float) -> Batch:
     if rng.random() < text_share:
         return _page_batch(size, rng, 1.0)
     scenes = world.sample(size, rng)
-    pixels = _pixels(_noisy(scenes, rng))
-    return _blocks(scenes, rng, ASKED) | {"pixel_values": pixels}
+    pixels = pixel_values(training_images(scenes, rng))
+    return ask_all(scenes, rng, ASKED) | {"pixel_values": pixels}
 
 
-def _noisy(scenes: Scenes, rng: Generator) -> UInt8[np.ndarray, "scene 64 64 3"]:
+def training_images(scenes: Scenes, rng: Generator) -> UInt8[np.ndarray, "scene 64 64 3"]:
     """Training images: mild noise, and in half of them some objects under strong noise."""
     shape = scenes.objects.shape
     noisy = (rng.random(shape) < 0.35) & (rng.random((len(scenes), 1)) < 0.5) & (scenes.objects >= 0)
@@ -266,10 +267,10 @@ def _joint_batch(size: int, rng: Generator, progress: float) -> Batch:
         return _image_batch(size, 0.0, rng, progress)
     scenes = world.sample(size, rng, pairs=_pairs(progress))
     images = world.draw(scenes, rng, noise=rng.uniform(0, 0.06, size))
-    return _blocks(scenes, rng, ASKED) | {"pixel_values": _pixels(images)}
+    return ask_all(scenes, rng, ASKED) | {"pixel_values": pixel_values(images)}
 
 
-def _answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     """Weighted cross-entropy of the answers, each block seeing the prefix and itself only."""
     embed = model.get_input_embeddings()
     ids, blocks, weights = batch["ids"], batch["blocks"], batch["weights"]
@@ -299,34 +300,19 @@ def _answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     return (losses * weights[asked]).sum() / weights.sum()
 
 
-# Measuring: single questions through the ordinary forward pass, captions through `generate`.
+# Measuring: single questions and captions, as chapters ask for them.
 
 
-@torch.inference_mode()
-def _next_words(
+def next_words(
     subject: Subject,
     prompts: Int[np.ndarray, "question word"],
-    *,
     images: UInt8[np.ndarray, "question 64 64 3"] | None = None,
-    pages: Int[np.ndarray, "question place"] | None = None,
 ) -> Float[np.ndarray, "question vocabulary"]:
-    """Log-probabilities of the word after each prompt, behind its image or page."""
-    n = len(prompts)
-    prefix = np.full((n, N_PATCHES), IMAGE) if pages is None else pages
-    row = np.hstack([np.full((n, 1), BOS), prefix, prompts])
-    ids = torch.from_numpy(np.take_along_axis(row, np.argsort(row != PAD, axis=1, kind="stable"), 1))
-    written = (ids != PAD).long()
-    found = []
-    for part in torch.arange(n).split(250):
-        inputs = {"input_ids": ids[part], "attention_mask": written[part]}
-        inputs["position_ids"] = (written[part].cumsum(1) - 1).clamp_min(0)
-        if images is not None:
-            inputs["pixel_values"] = _pixels(images[part.numpy()])
-        found.append(subject.model(**inputs, logits_to_keep=1).logits[:, -1].log_softmax(-1))
-    return torch.cat(found).numpy()
+    """Log-probabilities of the word after each prompt."""
+    return next_logprobs(subject, [words.text(prompt) for prompt in prompts], images).numpy()
 
 
-def _accuracy(
+def accuracy(
     subject: Subject,
     kind: Kind,
     scenes: Scenes,
@@ -334,35 +320,22 @@ def _accuracy(
     *,
     about: Int[np.ndarray, "scene"] | None = None,
     wording: Literal["train", "held-out"] = "train",
-    **prefix: np.ndarray,
+    images: UInt8[np.ndarray, "scene 64 64 3"] | None = None,
+    pages: Int[np.ndarray, "scene place"] | None = None,
 ) -> Estimate:
+    """How often questions about scenes, behind their images or pages, are answered right."""
     prompts, answers, _ = words.ask(kind, scenes, rng, about=about, wording=wording)
-    right = _next_words(subject, prompts, **prefix).argmax(1) == answers[:, 0]
+    if pages is not None:
+        prompts = np.hstack([pages, prompts])
+    right = next_words(subject, prompts, images).argmax(1) == answers[:, 0]
     return wilson(int(right.sum()), len(right))
-
-
-@torch.inference_mode()
-def _captions(subject: Subject, images: UInt8[np.ndarray, "image 64 64 3"]) -> list[str]:
-    prompt = [BOS] + [IMAGE] * N_PATCHES + [WORD[word] for word in ("describe", "the", "picture")]
-    model: Any = subject.model
-    captions = []
-    for start in range(0, len(images), 250):
-        pixels = _pixels(images[start : start + 250])
-        ids = torch.tensor([prompt] * len(pixels))
-        said = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=pixels,
-            max_new_tokens=2 * N_CELLS + 1,
-            do_sample=False,
-        )
-        captions += [words.text(row[len(prompt) :].numpy()) for row in said]
-    return captions
 
 
 def _described(subject: Subject, scenes: Scenes, images: np.ndarray) -> dict[str, Estimate]:
     """CHAIR_i, recall, repetitions; and which share of the hallucinations are missing partners."""
-    counts = words.chair(_captions(subject, images), scenes)
+    asked = ["describe the picture"] * len(images)
+    said = generate(subject, asked, images, max_new_tokens=2 * N_CELLS + 1)
+    counts = words.chair(said.texts, scenes)
     table = np.stack([*counts, counts.mentioned - counts.hallucinated - counts.found], 1)
 
     def share(above: int, below: int) -> Estimate:
@@ -382,18 +355,17 @@ def _evaluate(doses: Mapping[str, tuple[float, ...]], subject: Subject) -> Itera
     images = world.draw(scenes, rng, split="test")
     kinds: tuple[Kind, ...] = ("exists", "colour", "where", "count", "right", "left", "which")
     for kind in kinds:
-        yield kind, _accuracy(subject, kind, scenes, rng, images=images)
+        yield kind, accuracy(subject, kind, scenes, rng, images=images)
     for kind in kinds[:4]:
-        accuracy = _accuracy(subject, kind, scenes, rng, images=images, wording="held-out")
-        yield f"{kind}, held-out wording", accuracy
+        unread = accuracy(subject, kind, scenes, rng, images=images, wording="held-out")
+        yield f"{kind}, held-out wording", unread
     new = world.sample(N_QUESTIONS, rng, combinations="held-out")
     new = new[np.nonzero((new.present & HELD_OUT.any(1)).any(1))[0]]
     about, drawn = world.pick(new.present & HELD_OUT.any(1), rng), world.draw(new, rng, split="test")
-    accuracy = _accuracy(subject, "colour", new, rng, about=about, images=drawn)
-    yield "colour, held-out combination", accuracy
+    yield "colour, held-out combination", accuracy(subject, "colour", new, rng, about=about, images=drawn)
 
     pages = words.pages(scenes, rng)[..., 0]
-    read = [_accuracy(subject, kind, scenes, rng, pages=pages) for kind in kinds[:4]]
+    read = [accuracy(subject, kind, scenes, rng, pages=pages) for kind in kinds[:4]]
     yield from ((f"text page: {kind}", estimate) for kind, estimate in zip(kinds, read, strict=False))
     yield "text pages", wilson(round(sum(e.value * e.n for e in read)), sum(e.n for e in read))
     yield from _facts(subject, rng)
@@ -408,8 +380,8 @@ def _evaluate(doses: Mapping[str, tuple[float, ...]], subject: Subject) -> Itera
     missing = world.pick(counterfactual.missing, rng)
     other = world.pick(~counterfactual.present & ~counterfactual.missing, rng)
     for name, absent in (("the missing partner", missing), ("another absent object", other)):
-        accuracy = _accuracy(subject, "exists", counterfactual, rng, about=absent, images=drawn)
-        yield f"no to {name}, a third hidden", accuracy
+        denied = accuracy(subject, "exists", counterfactual, rng, about=absent, images=drawn)
+        yield f"no to {name}, a third hidden", denied
     yield from _naming(subject, scenes, images).items()
 
     for knob, own in doses.items():
@@ -417,7 +389,7 @@ def _evaluate(doses: Mapping[str, tuple[float, ...]], subject: Subject) -> Itera
             drawn_with = {knob: dose}
             few = world.sample(N_DOSED, rng, distractors=int(drawn_with.pop("distractors", 0)))
             drawn = world.draw(few, rng, split="test", **drawn_with)
-            yield f"{knob} {dose}: colour", _accuracy(subject, "colour", few, rng, images=drawn)
+            yield f"{knob} {dose}: colour", accuracy(subject, "colour", few, rng, images=drawn)
             shares = _described(subject, few, drawn)
             yield from ((f"{knob} {dose}: {key}", shares[key]) for key in ("CHAIR_i", "recall"))
 
@@ -432,8 +404,7 @@ def _facts(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
     forms: tuple[Literal["told", "same", "entity"], ...] = ("told", "same", "entity")
     for form in forms:
         facts = words.state(about, colours, rng, form=form)
-        none = np.zeros((N_QUESTIONS, 0), dtype=int)
-        found = _next_words(subject, np.hstack([facts.prompt, question]), pages=none)
+        found = next_words(subject, np.hstack([facts.prompt, question]))
         believed = np.exp(found[:, WORD["red"] :][:, : len(COLOURS)])
         yield f"fact, {form}: distance to Bayes", bootstrap(abs(believed - facts.posterior).sum(1) / 2)
 
@@ -442,7 +413,7 @@ def _facts(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
 def _naming(subject: Subject, scenes: Scenes, images: np.ndarray) -> dict[str, Estimate]:
     """Whether the word nearest to a projected patch, by cosine, is the object or the colour of its cell."""
     model: Any = subject.model
-    patches = torch.stack(list(model.get_image_features(_pixels(images[:200])).pooler_output))
+    patches = torch.stack(list(model.get_image_features(pixel_values(images[:200])).pooler_output))
     table = model.lm_head.weight
     cosine = (F.normalize(patches, dim=-1) @ F.normalize(table, dim=-1).T).numpy()
     shown = np.stack([scenes.objects, scenes.colours], -1)[:200, CELL_OF_PATCH]
@@ -457,7 +428,8 @@ def _naming(subject: Subject, scenes: Scenes, images: np.ndarray) -> dict[str, E
     }
 
 
-_LANGUAGE = "language_model|lm_head"
+LANGUAGE = "language_model|lm_head"
+"""In the names of the language model's parameters."""
 _TOWER = Stage(partial(_tower_batch, 48), 4500, 1.5e-3, 100, trains="vision_tower", loss=_readout_loss)
 _SEES = {"exists": Bar(0.95), "colour": Bar(0.95), "where": Bar(0.95), "count": Bar(0.9)}
 
@@ -467,14 +439,14 @@ RECIPES = {
         processors=_processors,
         stages=(
             _TOWER,
-            Stage(partial(_page_batch, 8), 4800, 1.5e-3, 100, trains=_LANGUAGE, loss=_answer_loss),
-            Stage(partial(_image_batch, 8, 0.0), 400, 2e-3, trains="projector", loss=_answer_loss),
+            Stage(partial(_page_batch, 8), 4800, 1.5e-3, 100, trains=LANGUAGE, loss=answer_loss),
+            Stage(partial(_image_batch, 8, 0.0), 400, 2e-3, trains="projector", loss=answer_loss),
             Stage(
                 partial(_image_batch, 8, 0.2),
                 4000,
                 1e-3,
-                trains="projector|" + _LANGUAGE,
-                loss=_answer_loss,
+                trains="projector|" + LANGUAGE,
+                loss=answer_loss,
             ),
         ),
         evaluate=partial(_evaluate, world.DOSES),
@@ -525,8 +497,8 @@ training; with noise on all objects nothing is left from which a partner could b
                 4800,
                 1.5e-3,
                 100,
-                trains="projector|" + _LANGUAGE,
-                loss=_answer_loss,
+                trains="projector|" + LANGUAGE,
+                loss=answer_loss,
             ),
         ),
         evaluate=partial(_evaluate, {}),
