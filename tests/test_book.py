@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import yaml
+from sphinx.ext.napoleon import GoogleDocstring
 
 from lib import ROOT, chapters, papers
 from lib.batch import book
@@ -251,6 +252,12 @@ def test_docstrings_in_plain_text_become_restructuredtext():
         "Args:",
         "    n: how ``many``.",
     ]
+
+
+def test_a_colon_in_what_is_said_of_a_constant_does_not_make_its_first_half_a_type():
+    lines = ["Ink, 0 to 255: `L`."]
+    docstrings.process(None, "data", "x", None, {}, lines)
+    assert GoogleDocstring(lines, what="data", name="x").lines() == ["Ink, 0 to 255: ``L``."]
 
 
 def test_search_has_the_text_of_each_section_without_code_for_machines():

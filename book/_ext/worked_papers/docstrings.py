@@ -33,6 +33,8 @@ def _inline(line: str) -> str:
 
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = plain_to_rest(lines)
+    if lines and what in ("attribute", "data", "property"):
+        lines[0] = f": {lines[0]}"  # else napoleon takes what stands before a colon for a type
 
 
 def setup(app: Sphinx) -> None:
