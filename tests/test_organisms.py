@@ -206,8 +206,8 @@ def test_the_first_steps_of_each_recipe_give_the_recorded_losses(name: str) -> N
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_repeat_their_first_measures(name: str) -> None:
     recorded = json.loads((organisms.SHIPPED / name / "metrics.json").read_text())["measures"]
-    subject = load(name, dtype="float32", device="cpu")
-    for key, estimate in islice(organisms.find(name)[0].evaluate(subject), 2):
+    recipe, _ = organisms.find(name)
+    for key, estimate in islice(recipe.evaluate(recipe.load(organisms.SHIPPED / name)), 2):
         assert estimate.value == pytest.approx(recorded[key]["value"], abs=0.003)
 
 

@@ -24,6 +24,7 @@ FAMILIES = {
     "scenes": ("scenes-vlm", "scenes-vlm-joint"),
     "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
     "digits": ("digits-vit", "canvas-vit"),
+    "diffusion": ("digits-ddpm",),
     "conflict": (
         "conflict-vlm-clear-look",
         "conflict-vlm-clear-read",

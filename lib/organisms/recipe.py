@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lib.models import Subject
+from lib.models import Subject, load
 from lib.stats import Estimate
 
 Batch = dict[str, Tensor]
@@ -17,6 +18,11 @@ Batch = dict[str, Tensor]
 def model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The loss that a Hugging Face model computes itself when it is given `labels`."""
     return model(**batch).loss
+
+
+def load_subject(folder: Path) -> Subject:
+    """The model in a folder, in float32 on the CPU."""
+    return load(folder, dtype="float32", device="cpu")
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,16 @@ class Recipe:
     processors: Callable[[], list[Any]]
     """Tokenizer, image processor: whatever `save_pretrained` has to put beside the weights."""
     stages: tuple[Stage, ...]
-    evaluate: Callable[[Subject], Iterable[tuple[str, Estimate]]]
-    """Measures with their names, on held-out data. A test repeats the first two, so they are quick."""
+    evaluate: Callable[[Any], Iterable[tuple[str, Estimate]]]
+    """(what `load` returns) -> measures with their names, on held-out data. A test repeats the first two, so
+    they are quick."""
     bars: Mapping[str, Bar]
     """By the name of the measure; the other measures are recorded without a bar."""
     card: str
     """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
     seeds: int = 1
     """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
+    load: Callable[[Path], Any] = load_subject
+    """Reads the folder; a class that is not of transformers brings its own."""
     half: bool = True
     """Ship the weights in float16 (the bars are measured on what is shipped)."""

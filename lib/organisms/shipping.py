@@ -15,7 +15,6 @@ import transformers
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from lib.models import load
 from lib.organisms.recipe import Recipe
 from lib.organisms.trainer import State
 from lib.stats import Estimate
@@ -61,7 +60,7 @@ def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
     Raises:
         KeyError: the recipe has a bar for something that it does not measure.
     """
-    measures = dict(recipe.evaluate(load(str(place), dtype="float32", device="cpu")))
+    measures = dict(recipe.evaluate(recipe.load(place)))
     if unknown := recipe.bars.keys() - measures.keys():
         raise KeyError(f"bars without a measure: {', '.join(sorted(unknown))}")
     return measures
