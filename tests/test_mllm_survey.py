@@ -325,6 +325,32 @@ def test_reading_on_from_the_image_equals_one_whole_pass(
         prefix.read(torch.zeros(6, 2, dtype=torch.long))
 
 
+@torch.no_grad()
+def test_other_texts_after_the_same_images_equal_whole_passes_whatever_their_length(
+    subject: Subject, items: object, prefix: object
+) -> None:
+    short, long = m.ask_about("exists", items.about), [f"the moon is red ; {text}" for text in items.texts]
+    mixed = [(short, items.texts, long)[i % 3][i] for i in range(6)]
+    before = [layer.keys.clone() for layer in prefix.cache.layers]
+    again = prefix.asking(mixed, items.images)
+    whole = m.next_logprobs(subject, mixed, items.images)
+    torch.testing.assert_close(again.read(), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        m.read_prefix(subject, mixed, items.images).read(), whole, atol=1e-4, rtol=1e-4
+    )
+    some = torch.tensor([1, 0, 0])
+    torch.testing.assert_close(again.rows(some).read(), whole[some], atol=1e-4, rtol=1e-4)
+    for layer, keys in zip(prefix.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)  # reading on leaves what was read alone
+    padding = again.batch["attention_mask"] == 0
+    assert padding.any()
+    assert not padding[:, : again.start].any()  # behind the image
+    with pytest.raises(ValueError, match="not those that were read"):
+        m.replace(prefix, start=prefix.start - 1).asking(items.texts, items.images)
+    with pytest.raises(ValueError, match="the images do not end at the same position"):
+        prefix.asking(items.texts, [None, *items.images[1:]])
+
+
 def test_places_of_words_are_found_and_a_missing_word_is_named(prefix: object, items: object) -> None:
     places = m.word_places(prefix, [scenes.OBJECTS[o] for o in items.about])
     assert places.nonzero().tolist() == [[i, 4] for i in range(6)]
@@ -422,10 +448,52 @@ def test_restoring_the_last_state_brings_the_whole_answer_back_and_restoring_not
     at = np.arange(5)
     assert (swapped.scenes.colours != clean.scenes.colours).sum() == 5
     assert [list(scenes.COLOURS)[c] for c in swapped.scenes.colours[at, some.cell]] == some.foils
-    last = m.indirect_effects(subject, clean, swapped, None)
+    pair = [m.read_prefix(subject, x.texts, x.images) for x in (clean, swapped)]
+    last = m.last_token_effects(*pair, clean)
     assert last.shape == (4, 5)
     assert last[-1].mean() == pytest.approx(1, abs=1e-3)
     assert abs(last[0]).max() < 1e-3  # before the first block the last token is the same in both
+    (_, good), (_, bad) = (next(m.batches(subject, x, 5)) for x in (clean, swapped))
+    with m.capture(subject, "resid_post", layers=1, positions=-1) as acts:
+        whole = m.lead(subject.model(**good).logits[:, -1].log_softmax(-1), subject, clean)
+
+    def restore(h: torch.Tensor) -> torch.Tensor:
+        h[:, -1] = acts[1]
+        return h
+
+    spoilt = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    with m.edit(subject, "resid_post", layer=1, fn=restore):
+        restored = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    np.testing.assert_allclose(last[2], (restored - spoilt) / (whole - spoilt).mean(), rtol=1e-3)
+
+
+@torch.no_grad()
+def test_restoring_a_cell_s_tokens_equals_a_slow_loop_and_the_object_s_cell_is_the_whole_input(
+    subject: Subject,
+) -> None:
+    some = m.make_items("colour", 4, np.random.default_rng(4))
+    clean, swapped = m.recoloured(
+        some, np.random.default_rng(0), lambda s: scenes.draw(s, np.random.default_rng(9), split="test")
+    )
+    empty = scenes.pick(some.scenes.objects < 0, np.random.default_rng(1))
+    own, other = m.indirect_effects(subject, clean, swapped, [some.cell, empty])
+    assert own.shape == other.shape == (4, 4)
+    (_, good), (_, bad) = (next(m.batches(subject, x, 4)) for x in (clean, swapped))
+    with m.capture(subject, "resid_post", layers=0) as acts:
+        f_clean = m.lead(subject.model(**good).logits[:, -1].log_softmax(-1), subject, clean)
+    f_bad = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    slow = []
+    for i in range(4):
+
+        def restore(h: torch.Tensor, i: int = i) -> torch.Tensor:
+            for patch in np.nonzero(some.cell[i] == scenes.CELL_OF_PATCH)[0]:
+                h[i, 1 + patch] = acts[0][i, 1 + patch]
+            return h
+
+        with m.edit(subject, "resid_post", layer=0, fn=restore):
+            log_p = subject.model(**bad).logits[:, -1].log_softmax(-1)
+        slow.append(m.lead(log_p, subject, clean)[i] - f_bad[i])
+    np.testing.assert_allclose(own[1], np.array(slow) / (f_clean - f_bad).mean(), atol=1e-3)
 
 
 @torch.no_grad()
@@ -534,6 +602,67 @@ def test_states_are_those_of_the_chosen_tokens(subject: Subject, items: object) 
     top = final.argmax(-1)
     hits = m.names_one_of(final[None, :, None], torch.stack([top, top + 1], 1))
     assert hits.tolist() == [[1.0] * 6]
+
+
+# Attention that is taught
+
+
+def test_the_attention_loss_is_the_mean_of_minus_log_over_blocks_and_items_with_keys() -> None:
+    patterns = [torch.rand(3, 4, 7).softmax(-1) for _ in range(2)]
+    keys = torch.zeros(3, 7, dtype=torch.bool)
+    keys[0, [1, 2]] = keys[2, 5] = True
+    expected = [-float(p[i].mean(0)[keys[i]].sum().log()) for p in patterns for i in (0, 2)]
+    assert m.attention_loss(patterns, keys).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_queries_are_all_that_is_trained_and_the_original_stays_as_it_was(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    before = {name: x.clone() for name, x in subject.model.named_parameters()}
+    answers = m.word_ids(subject, items.words)
+    keys = m.keys_of(prefix, m.cell_places(subject, prefix.batch, items.cell))
+
+    def look(student: Subject) -> float:
+        own = m.replace(prefix, subject=student)
+        with torch.no_grad(), m.capture(student, "pattern", positions=-1) as patterns:
+            own.read()
+        return float(m.attention_loss([patterns[layer] for layer in range(3)], keys))
+
+    same = m.train_queries(prefix, answers, keys, 1.0, 0)
+    taught = m.train_queries(prefix, answers, keys, 3.0, 12, batch=6, lr=0.03)
+    plain = m.train_queries(prefix, answers, keys, 0.0, 12, batch=6, lr=0.03)
+    assert look(taught) < look(same) - 0.3
+    assert look(taught) < look(plain)
+    for name, x in subject.model.named_parameters():
+        assert torch.equal(x, before[name]), name
+        assert not x.requires_grad
+    for student in (taught, plain):
+        for name, x in student.model.named_parameters():
+            assert torch.equal(x, before[name]) != ("q_proj" in name and "vision" not in name), name
+            assert not x.requires_grad
+    with torch.no_grad():
+        assert torch.equal(m.replace(prefix, subject=same).read(), prefix.read())
+        loss = [
+            -m.replace(prefix, subject=s).read().gather(1, answers[:, None]).mean() for s in (plain, same)
+        ]
+    assert loss[0] < loss[1]
+
+
+def test_the_most_attended_cell_is_that_of_a_slow_loop(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    (_, batch) = next(m.batches(subject, items, 6))
+    with torch.no_grad(), m.capture(subject, "pattern") as patterns:
+        subject.model(**batch)
+    for layers in ([1], [0, 2]):
+        found = m.most_attended(prefix, layers)
+        for i in range(6):
+            per_cell = np.zeros(16)
+            for layer in layers:
+                for head in range(4):
+                    row = patterns[layer][i, head, -1, 1:65].numpy()
+                    np.add.at(per_cell, scenes.CELL_OF_PATCH, row)
+            assert found[i] == per_cell.argmax()
 
 
 # Dictionaries and metrics
