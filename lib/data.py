@@ -412,15 +412,16 @@ def sweeps(
     """Recorded scenes with scene flow, from either of two kinds of folder.
 
     *Records*: `.npz` files, in the folder or below it, as the scripts of NSFP, FNSF and the multi-frame paper
-    write them from Argoverse 1 and the Waymo Open Dataset: `pc1`, `pc2`, `pc3` and `flow23` (points of `pc2`), or
-    `pc1`, `pc2` and `flow`; `mask2_tracks_flow` or `mask1_tracks_flow`, where they exist, hold the indices of the
-    points on tracked objects, which here count as moving. (The Waymo script stores time reversed, flow included.)
+    write them from Argoverse 1 and the Waymo Open Dataset: `pc1`, `pc2`, `pc3` and `flow23` (points of
+    `pc2`), or `pc1`, `pc2` and `flow`; `mask2_tracks_flow` or `mask1_tracks_flow`, where they exist, hold
+    the indices of the points on tracked objects, which here count as moving. (The Waymo script stores time
+    reversed, flow included.)
 
     *Argoverse 2* (Wilson et al. 2021): sensor logs as they are downloaded, `sensors/lidar/<ns>.feather`,
-    `city_SE3_egovehicle.feather`, `annotations.feather` and the ground raster in `map`; the folder is a log or
-    holds logs. Labels follow the official API: the sensor's motion, and inside boxes the motion of the box. Points
-    of a box that ends with the sweep have no flow and are left out; so are the ground (by the map), what is higher
-    than 4 m above the sensor's frame, and what is farther than `reach` along x or y.
+    `city_SE3_egovehicle.feather`, `annotations.feather` and the ground raster in `map`; the folder is a log
+    or holds logs. Labels follow the official API: the sensor's motion, and inside boxes the motion of the
+    box. Points of a box that ends with the sweep have no flow and are left out; so are the ground (by the
+    map), what is higher than 4 m above the sensor's frame, and what is farther than `reach` along x or y.
 
     Args:
         folder: of records, or of logs.
@@ -441,7 +442,8 @@ def sweeps(
     logs = sorted({path.parents[2] for path in folder.rglob("sensors/lidar/*.feather")})
     if not logs:
         raise FileNotFoundError(
-            f"{folder} has neither .npz records nor Argoverse 2 logs (<log>/sensors/lidar/*.feather), nor below it"
+            f"{folder} has neither .npz records nor Argoverse 2 logs (<log>/sensors/lidar/*.feather),"
+            " nor has any folder below it"
         )
     windows = []
     for log in logs:
@@ -512,7 +514,7 @@ def _argoverse(log: Path, times: list[int], reach: float) -> Sweeps:
     )
 
 
-def _pose(table: dict[str, np.ndarray], row: int) -> Float[np.ndarray, "4 4"]:
+def _pose(table: dict[str, np.ndarray], row: int | np.integer) -> Float[np.ndarray, "4 4"]:
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_quat([table[name][row] for name in QUATERNION]).as_matrix()
     pose[:3, 3] = [table[name][row] for name in TRANSLATION]
@@ -532,7 +534,8 @@ def _is_ground(folder: Path, points: Float[np.ndarray, "point 3"]) -> Bool[np.nd
     )
     if not (rasters and maps):
         raise FileNotFoundError(
-            f"{folder} lacks *_ground_height_surface____*.npy or *___img_Sim2_city.json: the ground cannot be removed"
+            f"{folder} lacks *_ground_height_surface____*.npy or *___img_Sim2_city.json: without them the"
+            " ground cannot be removed"
         )
     height, to_image = np.load(rasters[0]).astype(np.float64), json.loads(maps[0].read_text())
     _check([to_image], {"R", "t", "s"}, folder)

@@ -5,11 +5,12 @@ sliding along a wall is unobservable: the aperture problem) and a few cars that 
 Everything is a box that stands on flat ground; the ground's own returns are left out, as the field does.
 
 The sensor casts its rays afresh in every frame, in random directions. So no two sweeps hold the same surface
-point: there are no correspondences. A ray returns the first surface that it meets: things hide one another and
-themselves, and the density of points falls with the square of the distance.
+point: there are no correspondences. A ray returns the first surface that it meets: things hide one another
+and themselves, and the density of points falls with the square of the distance.
 
-Each sweep is in its own sensor frame, so the flow holds the motion of the sensor too. It is the rigid motion of
-the thing that the point lies on, applied to the measured point, noise and all, as in the labels of real data.
+Each sweep is in its own sensor frame, so the flow holds the motion of the sensor too. It is the rigid motion
+of the thing that the point lies on, applied to the measured point, noise and all, as in the labels of real
+data.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Drive(NamedTuple):
     flows: Float[np.ndarray, "frame-1 point 3"]
     """Where a point of a sweep is in the next one, minus where it is in its own."""
     moving: Bool[np.ndarray, "frame point"]
-    """Whether a point lies on a car: on something that moves in the world, not only as seen from the sensor."""
+    """Whether a point lies on a car: on something that moves in the world, not just as seen by the sensor."""
     owners: Int[np.ndarray, "frame point"]
     """Which box a point lies on; the cars come first."""
 
@@ -69,7 +70,8 @@ def drive(
         n_points: of every sweep.
         n_frames: consecutive sweeps.
         rng: of the street, then of the rays and their noise.
-        speed: multiplies all speeds and turn rates; 1 is 0.8 m a frame for the sensor, 0.5 to 1.5 for the cars.
+        speed: multiplies all speeds and turn rates; 1 is 0.8 m a frame for the sensor, 0.5 to 1.5 for
+            the cars.
         ego_yaw: radians that the sensor turns in a frame, at speed 1.
         acceleration: of each car, metres a frame squared, forwards or backwards at random.
         noise: standard deviation of a measured range, in metres.
@@ -84,8 +86,8 @@ def drive(
         raise ValueError(f"a drive needs finite numbers, got {bad}")
     if n_points < 1 or n_frames < 2 or n_clutter < 0 or noise < 0:
         raise ValueError(
-            f"n_points={n_points}, n_frames={n_frames}, n_clutter={n_clutter}, noise={noise}: a drive needs at"
-            " least 1 point and 2 frames, and neither a negative number of boxes nor a negative noise"
+            f"n_points={n_points}, n_frames={n_frames}, n_clutter={n_clutter}, noise={noise}: a drive needs"
+            " 1 point and 2 frames at least, and neither a negative number of boxes nor a negative noise"
         )
     frames = np.arange(n_frames) - (n_frames - 2)
     boxes = _street(frames, rng, speed, acceleration, n_clutter)
@@ -147,9 +149,7 @@ def _street(
     speeds = speed * rng.uniform(0.5, 1.5, N_CARS)
     turns = speed * rng.uniform(-0.04, 0.04, N_CARS)
     changes = acceleration * rng.choice([-1, 1], N_CARS)
-    moving = [
-        _path(place[:, i], heading[i], speeds[i], turns[i], changes[i], frames) for i in range(N_CARS)
-    ]
+    moving = [_path(place[:, i], heading[i], speeds[i], turns[i], changes[i], frames) for i in range(N_CARS)]
     car_sizes = np.stack([rng.uniform(3, 4.5, N_CARS), np.full(N_CARS, 1.8), np.full(N_CARS, 1.5)], -1)
 
     n_static = N_HOUSES + N_POLES + n_clutter
@@ -195,15 +195,13 @@ def _sweep(
         found += kept.sum()
         if found >= n_points:
             return np.concatenate(points)[:n_points], np.concatenate(owners)[:n_points]
-    raise ValueError(
-        f"n_points={n_points}: {_MOST_RAYS * _RAYS} rays returned {found}; ask for fewer points"
-    )
+    raise ValueError(f"n_points={n_points}: {_MOST_RAYS * _RAYS} rays returned {found}; ask for fewer points")
 
 
 def _first_hits(
     rays: Float[np.ndarray, "ray 3"], into: Float[np.ndarray, "box 3 3"], boxes: _Boxes
 ) -> Float[np.ndarray, "ray box"]:
-    """Distance along each unit ray to each box, infinite where it misses (slab method, Kay and Kajiya 1986)."""
+    """Distance along each unit ray to each box, infinite where it misses: slabs (Kay and Kajiya 1986)."""
     enter, leave = np.full((len(rays), len(into)), -np.inf), np.full((len(rays), len(into)), np.inf)
     for axis in range(3):
         origin = into[:, axis, 2] if axis < 2 else -boxes.heights
