@@ -24,7 +24,7 @@ FAMILIES = {
     "scenes": ("scenes-vlm", "scenes-vlm-joint"),
     "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
     "digits": ("digits-vit", "canvas-vit"),
-    "diffusion": ("digits-ddpm",),
+    "diffusion": ("digits-ddpm", "digits-ddpm-narrow"),
     "conflict": (
         "conflict-vlm-clear-look",
         "conflict-vlm-clear-read",

@@ -164,19 +164,21 @@ def _evaluate(model: Denoiser) -> Iterator[tuple[str, Estimate]]:
         yield f"{split} loss", bootstrap(error.unflatten(0, (-1, 20)).mean(1).numpy())
 
 
-RECIPES = {
-    "digits-ddpm": Recipe(
-        build=lambda: Denoiser(DenoiserConfig()),
+def _recipe(width: int, seeds: int, bar: float, about: str) -> Recipe:
+    return Recipe(
+        build=lambda: Denoiser(DenoiserConfig(width=width)),
         processors=list,
         stages=(Stage(_batch, steps=16_000, lr=2e-3, warmup=100, weight_decay=0.01, loss=_loss),),
         evaluate=_evaluate,
         load=load_denoiser,
-        bars={"validation loss": Bar(at_most=0.11)},
-        seeds=5,
-        card="""
+        bars={"validation loss": Bar(at_most=bar)},
+        seeds=seeds,
+        card=f"""
 An unconditional denoising diffusion model (DDPM) of scikit-learn's real 8x8 digits, trained from scratch: an
-MLP of 2 residual blocks, 96 wide, that is told the noise level; 1,000 levels, linear schedule, it predicts
-the noise. `lib.organisms.diffusion.load_denoiser` loads it, and it is called as the U-Nets of diffusers are.
+MLP of 2 residual blocks, {width} wide, that is told the noise level; 1,000 levels, linear schedule, it
+predicts the noise. `lib.organisms.diffusion.load_denoiser` loads it, and it is called as the U-Nets of diffusers are.
+
+{about.strip()}
 
 **World.** `lib/worlds/digits.py`: 1,200 training, 200 validation and 397 test images, the same split for
 all seeds. Pixels go from -1 to 1.
@@ -186,6 +188,21 @@ in one another's way, and whether fine-tuning on some of them helps, is the netw
 
 **Can and cannot.** It draws digits of 8x8 pixels of no chosen class. It has hidden units, and no places:
 what a U-Net does differently in space and in channels cannot be seen here.
+""",
+    )
+
+
+RECIPES = {
+    "digits-ddpm": _recipe(
+        96, 5, 0.11, "It is wide enough to learn more of its training images than carries over."
+    ),
+    "digits-ddpm-narrow": _recipe(
+        48,
+        4,
+        0.17,
+        """
+Its layers are narrower than an image has pixels, so it cannot even pass the noise on whole: the noise levels
+have to share what there is. Compare with `digits-ddpm`, which is trained alike and twice as wide.
 """,
     ),
 }
