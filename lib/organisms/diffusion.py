@@ -7,7 +7,7 @@ so that code written for it runs on theirs.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class DenoiserConfig(PreTrainedConfig):
 
     model_type = "digits-denoiser"
 
-    def __init__(self, width: int = 96, depth: int = 2, embedding: int = 32, **others: object) -> None:
+    def __init__(self, width: int = 96, depth: int = 2, embedding: int = 32, **others: Any) -> None:
         """See the class."""
         self.width, self.depth, self.embedding = width, depth, embedding
         super().__init__(**others)
@@ -176,7 +176,8 @@ def _recipe(width: int, seeds: int, bar: float, about: str) -> Recipe:
         card=f"""
 An unconditional denoising diffusion model (DDPM) of scikit-learn's real 8x8 digits, trained from scratch: an
 MLP of 2 residual blocks, {width} wide, that is told the noise level; 1,000 levels, linear schedule, it
-predicts the noise. `lib.organisms.diffusion.load_denoiser` loads it, and it is called as the U-Nets of diffusers are.
+predicts the noise. `lib.organisms.diffusion.load_denoiser` loads it, and it is called as the U-Nets of
+diffusers are.
 
 {about.strip()}
 
@@ -194,15 +195,18 @@ what a U-Net does differently in space and in channels cannot be seen here.
 
 RECIPES = {
     "digits-ddpm": _recipe(
-        96, 5, 0.11, "It is wide enough to learn more of its training images than carries over."
+        96,
+        4,
+        0.11,
+        "It is wide enough to fit its training images a little better than those it has not seen.",
     ),
     "digits-ddpm-narrow": _recipe(
-        48,
+        64,
         4,
-        0.17,
+        0.15,
         """
-Its layers are narrower than an image has pixels, so it cannot even pass the noise on whole: the noise levels
-have to share what there is. Compare with `digits-ddpm`, which is trained alike and twice as wide.
+Its layers are just as wide as an image has pixels, so that the noise levels have to share what there is.
+Compare with `digits-ddpm`, which is trained alike and half as wide again.
 """,
     ),
 }
