@@ -286,7 +286,7 @@ def test_weights_prefer_the_branch_that_found_a_surface() -> None:
     hit, miss = target[:1], torch.tensor([[0.5, 0, 0]], dtype=torch.float64)
 
     def joined(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
-        return m.weighted_mean(source, m.ThreeFrames(source, forward, backward, field, 1), field)
+        return m.weighted_mean(source, m.ThreeFrames(source, forward, backward, field, field, 1))
 
     torch.testing.assert_close(joined(hit, hit), hit)
     away = field(miss).item()
