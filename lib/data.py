@@ -34,6 +34,12 @@ class ImageSet(NamedTuple):
 
 
 IMAGE_SETS = {
+    "cifar10": ImageSet(
+        "uoft-cs/cifar10",
+        "0b2714987fa478483af9968de7c934580d0bb9a2",
+        train=("plain_text/train", 1),
+        test=("plain_text/test", 1),
+    ),
     "cifar100": ImageSet(
         "uoft-cs/cifar100",
         "aadb3af77e9048adbea6b47c21a81e47dd092ae5",
