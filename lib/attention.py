@@ -19,12 +19,8 @@ from transformers.masking_utils import eager_mask
 NAME = "worked_papers"
 
 Tap = tuple[str, Callable[[Tensor], Tensor]]
-_taps: dict[
-    nn.Module, list[Tap]
-] = {}  # attention module -> the taps of the open contexts, in order of opening
-_replaced: dict[
-    PreTrainedModel, tuple[str, int]
-] = {}  # tower -> its own implementation, number of open contexts
+_taps: dict[nn.Module, list[Tap]] = {}  # of the open contexts, in order of opening
+_replaced: dict[PreTrainedModel, tuple[str, int]] = {}  # tower's own implementation, number of open contexts
 
 
 def attend(

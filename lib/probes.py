@@ -151,10 +151,7 @@ def logit_lens(subject: "Subject", resid: Float[Tensor, "*batch d_model"]) -> Fl
         modules = ", ".join(name for name, _ in decoder.named_children())
         raise LookupError(f"no final norm ({', '.join(_FINAL_NORMS)}) in {type(decoder).__name__}: {modules}")
     final = resid.to(head.weight)
-    for module in (
-        norms[0],
-        getattr(decoder, "project_out", None),
-    ):  # an OPT can lack the one, have the other
+    for module in (norms[0], getattr(decoder, "project_out", None)):  # an OPT can lack either
         final = final if module is None else module(final)
     logits = head(final)
     cap = getattr(config, "final_logit_softcapping", None)

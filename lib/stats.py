@@ -146,10 +146,8 @@ def t_interval(x: ArrayLike, *, confidence: float = 0.95) -> Estimate:
     x = np.asarray(x, dtype=float)
     if x.ndim != 1 or len(x) < 2 or _count_not_finite(x):
         raise ValueError(f"an interval needs at least 2 finite values (got {x.tolist()})")
-    mean, half_width = (
-        float(x.mean()),
-        float(scipy.stats.sem(x) * scipy.stats.t.isf((1 - confidence) / 2, len(x) - 1)),
-    )
+    mean = float(x.mean())
+    half_width = float(scipy.stats.sem(x) * scipy.stats.t.isf((1 - confidence) / 2, len(x) - 1))
     return Estimate(mean, mean - half_width, mean + half_width, len(x), confidence)
 
 

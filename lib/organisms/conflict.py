@@ -80,7 +80,7 @@ def _question(
     prompt = words.ask("colour", scenes, rng, about=about).prompt
     if reads:
         described = np.where((chance > 0.9) & sees, rng.integers(len(OBJECTS), size=len(row)), about)
-        form: world.Form = rng.choice(list(world.SENTENCES))
+        form: words.Form = rng.choice(list(words.SENTENCES))
         tier = rng.integers(int(form == "entity"), len(world.RELIABILITY), size=len(row))
         if form != "entity":  # the base has never read a plain sentence
             tier *= rng.random(len(row)) >= 0.25

@@ -396,13 +396,10 @@ def _evaluate(doses: Mapping[str, tuple[float, ...]], subject: Subject) -> Itera
 
 def _facts(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
     """Facts without a page: how far the answers are from the Bayes rule, as total variation over colours."""
-    about, colours = (
-        rng.integers(len(OBJECTS), size=N_QUESTIONS),
-        rng.integers(len(COLOURS), size=N_QUESTIONS),
-    )
+    about = rng.integers(len(OBJECTS), size=N_QUESTIONS)
+    colours = rng.integers(len(COLOURS), size=N_QUESTIONS)
     question, _, _ = words.ask("colour", world.sample(N_QUESTIONS, rng), rng, about=about)
-    forms: tuple[Literal["told", "same", "entity"], ...] = ("told", "same", "entity")
-    for form in forms:
+    for form in words.SENTENCES:
         facts = words.state(about, colours, rng, form=form)
         found = next_words(subject, np.hstack([facts.prompt, question]))
         believed = np.exp(found[:, WORD["red"] :][:, : len(COLOURS)])

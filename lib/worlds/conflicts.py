@@ -20,20 +20,12 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from lib.worlds import scene_words as words
-from lib.worlds.scene_words import CERTAINTY, ENTITIES, PAD, WORD
+from lib.worlds.scene_words import CERTAINTY, PAD, SENTENCES, WORD, Form
 from lib.worlds.scenes import COLOURS, N_CELLS, OBJECTS, Scenes, draw, pick
 
 RELIABILITY = (0.998, *CERTAINTY.values())
 """Textual tiers: how often a sentence is true that says it plainly, with "surely", "probably", ..."""
-SENTENCES = {
-    "told": "the X is H C ;",
-    "same": "the X is like the Y ; the Y is H C ;",
-    "entity": "the X is like E ;",
-}
-"""Forms: the colour itself, that of another object, or a thing of which one has to know the colour."""
-
-Form = Literal["told", "same", "entity"]
-_OBJECT, _COLOUR = WORD[OBJECTS[0]], WORD[next(iter(COLOURS))]
+_OBJECT = WORD[OBJECTS[0]]
 
 
 class Look(NamedTuple):
@@ -89,7 +81,7 @@ def sentences(
         stated: the colours; of an `entity` the one that it mostly has.
         tier: index into `RELIABILITY`.
         rng: decides which other object or entity is named.
-        form: one of `SENTENCES`.
+        form: one of `lib.worlds.scene_words.SENTENCES`.
         shown: which objects the image shows; comparisons are with others.
 
     Raises:
@@ -97,13 +89,8 @@ def sentences(
     """
     if form == "entity" and (tier < 1).any():
         raise ValueError("form='entity' and tier 0: no entity is so reliable, their tiers go from 1 to 4")
-    n = len(about)
     other = pick(np.logical_not(shown) & (np.arange(len(OBJECTS)) != about[:, None]), rng)
-    entity = ((tier - 1) * len(COLOURS) + stated) * 2 + rng.integers(2, size=n)
-    slots = {"X": _OBJECT + about, "Y": _OBJECT + other, "C": _COLOUR + stated}
-    slots |= {"H": np.where(tier > 0, WORD["surely"] + tier - 1, PAD), "E": WORD[ENTITIES[0]] + entity}
-    row = [np.broadcast_to(slots[w] if w in slots else WORD[w], n) for w in SENTENCES[form].split()]
-    return np.stack(row, 1)
+    return words.spell(form, about, other, stated, tier - 1, rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +179,7 @@ def conflicts(
 
     image = row.repeat(n_texts)
     text_tier = rng.permuted(np.tile(np.arange(n_tiers), (n_images, 1)), axis=1)[:, :n_texts].ravel()
-    forms: tuple[Form, ...] = ("told", "same", "entity")
+    forms = tuple(SENTENCES)
     chosen = rng.integers(np.where(text_tier > 0, 3, 2))
     sentence = np.full((len(image), max(len(s.split()) for s in SENTENCES.values())), PAD)
     for index, form in enumerate(forms):

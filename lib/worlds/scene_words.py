@@ -31,6 +31,13 @@ WORDINGS = {  # The last one of a kind is held out of training. All end with wha
     "which": ("which is there", "which do you see", "which object is there"),
     "caption": ("describe the picture", "name all objects", "describe all objects"),
 }
+Form = Literal["told", "same", "entity"]
+SENTENCES: dict[Form, str] = {
+    "told": "the X is H C ;",
+    "same": "the X is like the Y ; the Y is H C ;",
+    "entity": "the X is like E ;",
+}
+"""Forms: the colour itself, that of another object, or a thing of which one has to know the colour."""
 PAD, BOS, EOS, UNKNOWN, IMAGE = range(5)
 _WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>", ".", "blur", "yes", "no", "nothing"]
 _WORDS += [*OBJECTS, *COLOURS, *CELLS, *map(str, range(N_CELLS + 1))]
@@ -159,7 +166,7 @@ def state(
     colours: Int[ndarray, "fact"],
     rng: Generator,
     *,
-    form: Literal["told", "same", "entity"] = "told",
+    form: Form = "told",
     certainty: Int[ndarray, "fact"] | None = None,
 ) -> Facts:
     """State which colours objects have, as truly as the certainty says.
@@ -168,8 +175,7 @@ def state(
         about: the objects.
         colours: their true colours.
         rng: the source of chance.
-        form: `told`: "the X is surely red ;". `same`: "the X is like the Y ; the Y is surely red ;".
-            `entity`: "the X is like bap ;", where one has to know how often a bap has which colour.
+        form: one of `SENTENCES`.
         certainty: indices into `CERTAINTY`; by default any.
     """
     n = len(about)
@@ -177,15 +183,35 @@ def state(
     p = np.array(list(CERTAINTY.values()))[certainty]
     stated = (colours + rng.integers(1, len(COLOURS), size=n) * (rng.random(n) >= p)) % len(COLOURS)
     other = (about + rng.integers(1, len(OBJECTS), size=n)) % len(OBJECTS)
-    entity = (certainty * len(COLOURS) + stated) * 2 + rng.integers(2, size=n)
-    slots = {"X": _OBJECT + about, "Y": _OBJECT + other, "C": _COLOUR + stated}
-    slots |= {"H": WORD["surely"] + certainty, "E": WORD[ENTITIES[0]] + entity}
-    sentence = {"told": "the X is H C ;", "same": "the X is like the Y ; the Y is H C ;"}
-    words = sentence.get(form, "the X is like E ;").split()
-    prompt = np.stack([np.broadcast_to(slots[w] if w in slots else WORD[w], n) for w in words], 1)
+    prompt = spell(form, about, other, stated, certainty, rng)
     posterior = np.tile((1 - p[:, None]) / 5, (1, len(COLOURS)))
     posterior[np.arange(n), stated] = p
     return Facts(prompt, certainty, posterior)
+
+
+def spell(
+    form: Form,
+    about: Int[ndarray, "fact"],
+    other: Int[ndarray, "fact"],
+    colours: Int[ndarray, "fact"],
+    certainty: Int[ndarray, "fact"],
+    rng: Generator,
+) -> Int[ndarray, "fact word"]:
+    """Sentences that state the colours of objects; certainty -1 leaves the adverb out, as a `PAD`.
+
+    Args:
+        form: one of `SENTENCES`.
+        about: the objects (X).
+        other: the objects that they are compared with (Y).
+        colours: what is stated (C); of an entity (E) the colour that it mostly has.
+        certainty: index into `CERTAINTY` (H).
+        rng: decides which of two entities is named.
+    """
+    entity = (certainty * len(COLOURS) + colours) * 2 + rng.integers(2, size=len(about))
+    slots = {"X": _OBJECT + about, "Y": _OBJECT + other, "C": _COLOUR + colours}
+    slots |= {"H": np.where(certainty < 0, PAD, WORD["surely"] + certainty), "E": WORD[ENTITIES[0]] + entity}
+    filled = [slots[w] if w in slots else np.full(len(about), WORD[w]) for w in SENTENCES[form].split()]
+    return np.stack(filled, 1)
 
 
 def pages(
@@ -204,11 +230,9 @@ def pages(
     objects = np.where(blur, WORD["blur"], _OBJECT + scenes.objects)
     both = np.stack([_COLOUR + scenes.colours, objects], -1)
     both = np.where(scenes.objects[..., None] >= 0, both, WORD["."])[:, CELL_OF_PATCH]
-    return (
-        both
-        if form == "fused"
-        else np.where(np.arange(N_PATCHES)[:, None] % 2, both[..., 1:], both[..., :1]).repeat(2, -1)
-    )
+    if form == "fused":
+        return both
+    return np.where(np.arange(N_PATCHES)[:, None] % 2, both[..., 1:], both[..., :1]).repeat(2, -1)
 
 
 class Chair(NamedTuple):
