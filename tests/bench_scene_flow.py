@@ -64,9 +64,8 @@ def main() -> None:
         )
     for name, column in zip(("whole steps", "losses alone"), zip(*ratios, strict=True), strict=True):
         growth = m.log_slope(SIZES, np.array(column))
-        print(
-            f"{name}: the ratio grows as N^{growth:.2f}, {column[-1] / column[0]:.1f} times from 1k to 16k points"
-        )
+        times = column[-1] / column[0]
+        print(f"{name}: NSFP / FNSF grows as N^{growth:.2f}, {times:.1f} times from 1k to 16k points")
     print("Times are CPU milliseconds, medians; ratios with 95 % intervals over rounds.")
 
 

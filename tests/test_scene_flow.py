@@ -442,6 +442,12 @@ def test_bad_scenes_name_the_sweep(scene: object) -> None:
         m.check_scene(scene._replace(flow=broken))
 
 
+def test_too_few_points_for_the_largest_training_set_are_refused(scene: object) -> None:
+    m.check_gap_sizes(scene, [10, 51])
+    with pytest.raises(ValueError, match=r"drive 0 has 60 points .* make 61"):
+        m.check_gap_sizes(scene, [10, 52])
+
+
 def test_recorded_clouds_are_checked(tmp_path: Path) -> None:
     cloud, empty = np.ones((4, 3), np.float32), np.zeros((0, 3), np.float32)
     np.savez(tmp_path / "a.npz", pc1=cloud, pc2=cloud, pc3=empty, flow23=cloud)
