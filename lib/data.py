@@ -558,7 +558,7 @@ def _feather(path: Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
     import pyarrow.feather
 
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; Argoverse 2 logs have it")
+        raise FileNotFoundError(f"no file {path}; logs of Argoverse 2's train and val splits have it")
     table = pyarrow.feather.read_table(path)
     if missing := [name for name in columns if name not in table.column_names]:
         raise LookupError(
