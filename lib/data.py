@@ -417,17 +417,18 @@ def sweeps(
 ) -> list[Sweeps]:
     """Recorded scenes with scene flow, from either of two kinds of folder.
 
-    *Records*: `.npz` files, in the folder or below it, as the scripts of NSFP, FNSF and the multi-frame paper
-    write them from Argoverse 1 and the Waymo Open Dataset: `pc1`, `pc2`, `pc3` and `flow23` (points of
+    Records are `.npz` files, in the folder or below it, as the scripts of NSFP, FNSF and the multi-frame
+    paper write them from Argoverse 1 and the Waymo Open Dataset: `pc1`, `pc2`, `pc3` and `flow23` (points of
     `pc2`), or `pc1`, `pc2` and `flow`; `mask2_tracks_flow` or `mask1_tracks_flow`, where they exist, hold
     the indices of the points on tracked objects, which here count as moving. (The Waymo script stores time
     reversed, flow included.)
 
-    *Argoverse 2* (Wilson et al. 2021): sensor logs as they are downloaded, `sensors/lidar/<ns>.feather`,
-    `city_SE3_egovehicle.feather`, `annotations.feather` and the ground raster in `map`; the folder is a log
-    or holds logs. Labels follow the official API: the sensor's motion, and inside boxes the motion of the
-    box. Points of a box that ends with the sweep have no flow and are left out; so are the ground (by the
-    map), what is higher than 4 m above the sensor's frame, and what is farther than `reach` along x or y.
+    Argoverse 2 (Wilson et al. 2021) is read from sensor logs as they are downloaded:
+    `sensors/lidar/<ns>.feather`, `city_SE3_egovehicle.feather`, `annotations.feather` and the ground raster
+    in `map`; the folder is a log or holds logs. Labels follow the official API: the sensor's motion, and
+    inside boxes the motion of the box. Points of a box that ends with the sweep have no flow and are left
+    out; so are the ground (by the map), what is higher than 4 m above the sensor's frame, and what is
+    farther than `reach` along x or y.
 
     Args:
         folder: of records, or of logs.
