@@ -271,6 +271,14 @@ def test_the_fusion_cannot_tell_points_of_equal_sums_apart(scene: object) -> Non
     assert not torch.allclose(fused[0], fused[20])
 
 
+def test_the_fusion_is_three_times_as_patient(scene: object) -> None:
+    never_better = SETTINGS._replace(steps=30, min_delta=1e9)
+    field = m.DistanceField(scene.source, scene.clouds[-1], 4.0)
+    fused = m.stage_two(scene.source, points(60)[None], field, never_better, 0)
+    assert fused.steps.tolist() == [1 + 3 * never_better.patience]
+    assert m.fnsf(scene, never_better, 0).steps.tolist() == [1 + never_better.patience]
+
+
 def test_fusions_side_by_side_equal_one_alone(scene: object) -> None:
     field = m.DistanceField(scene.source, scene.clouds[-1], 4.0)
     inputs = torch.stack([points(60, i) for i in range(3)])
