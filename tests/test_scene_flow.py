@@ -387,11 +387,16 @@ def test_the_gap_is_that_of_plain_fits_on_disjoint_points(scene: object) -> None
     (on_train, on_held), (_, replaced_held) = losses
     assert of.train == pytest.approx(on_train.mean().item())
     assert of.held_out == pytest.approx(on_held.mean().item())
-    assert of.gap == pytest.approx((on_held.mean() - on_train.mean()).item())
+    noise = np.sqrt(on_train.numpy().var(ddof=1) / 20 + on_held.numpy().var(ddof=1) / 30)
+    assert of.noise == pytest.approx(noise)
+    assert of.gap == pytest.approx(max((on_held.mean() - on_train.mean()).item(), noise))
     assert of.change == pytest.approx((replaced_held - on_held).abs().mean().item())
     assert of.largest_change == pytest.approx((replaced_held - on_held).abs().max().item())
     assert of.epe == pytest.approx(error.item())
-    assert of.fused_gap == of.fused_held_out - of.fused_train
+    assert of.fused_gap == max(of.fused_held_out - of.fused_train, of.noise)
+    clear = of._replace(train=0.1, held_out=0.4, fused_train=0.1, fused_held_out=0.3, noise=0.01)
+    assert (clear.gap, clear.fused_gap) == pytest.approx((0.3, 0.2))
+    assert clear._replace(held_out=0.05).gap == 0.01
 
 
 def test_slopes_are_exponents_and_need_positive_values() -> None:
