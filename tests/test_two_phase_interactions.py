@@ -426,7 +426,7 @@ def test_vgg_has_the_convolutions_of_the_paper_that_introduced_it() -> None:
         assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def small_stack(n: int, dtype: str = "float64") -> object:
+def small_stack(n: int, dtype: str = "float64"):
     networks = []
     for seed in range(n):
         torch.manual_seed(seed)
@@ -457,7 +457,7 @@ def test_networks_side_by_side_are_trained_as_torch_trains_each_alone() -> None:
     x = torch.rand(20, 1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = torch.stack([torch.arange(20) % 3, torch.arange(20) // 7])
     seeds = [4, 5]
-    list(m.train(stack, x, labels, 3, lr=0.1, momentum=0.9, batch_size=8, seeds=seeds, walks={}))
+    list(m.train(stack, x, labels, 3, lr=0.1, momentum=0.9, batch_size=8, seeds=seeds))
     for net, seed in enumerate(seeds):
         torch.manual_seed(net)
         alone = m.perceptron(6, 3, depth=1, width=5).double()
@@ -476,13 +476,13 @@ def test_a_random_walker_steps_as_far_as_its_leader_elsewhere_and_leaves_it_undi
     x = torch.rand(8, 1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = (torch.arange(8) % 3).expand(2, -1)
     moved = {}
-    for walks in ({}, {1: 0}):
+    for leaders in ((), (0,)):
         stack = m.Stack([m.perceptron(6, 3, depth=1, width=5) for _ in range(2)], "cpu", "float64")
         for name, weight in small_stack(1).params.items():
             stack.params[name] = weight.repeat(2, *[1] * (weight.ndim - 1))
         start = {name: weight.clone() for name, weight in stack.params.items()}
-        list(m.train(stack, x, labels, 1, lr=0.1, momentum=0.9, batch_size=8, seeds=[0, 0], walks=walks))
-        moved[bool(walks)] = {name: stack.params[name] - start[name] for name in start}
+        list(m.train(stack, x, labels, 1, lr=0.1, momentum=0.9, batch_size=8, seeds=[0, 0], leaders=leaders))
+        moved[bool(leaders)] = {name: stack.params[name] - start[name] for name in start}
     for name, step in moved[True].items():
         torch.testing.assert_close(step[0], moved[False][name][0])
         torch.testing.assert_close(step[1].norm(), step[0].norm())
@@ -565,9 +565,7 @@ def test_a_bert_is_trained_and_masked_word_by_word(bert: Path) -> None:
     torch.testing.assert_close(v[:, 0, 0], expected, atol=1e-5, rtol=1e-5)
     before = {name: weight.clone() for name, weight in stack.params.items()}
     labels = examples.train_labels.expand(2, -1)
-    list(
-        m.train(stack, examples.train, labels, 1, lr=0.1, momentum=0.9, batch_size=10, seeds=[0, 1], walks={})
-    )
+    list(m.train(stack, examples.train, labels, 1, lr=0.1, momentum=0.9, batch_size=10, seeds=[0, 1]))
     assert all(torch.isfinite(weight).all() for weight in stack.params.values())
     assert any(not torch.equal(before[name], weight) for name, weight in stack.params.items())
 
@@ -613,7 +611,7 @@ def test_an_image_transformer_is_trained_in_its_own_shape_with_scaled_weights(tm
     list(
         m.train(
             stack, examples.train, examples.train_labels[None], 1, lr=0.1, momentum=0.9, batch_size=10,
-            seeds=[0], walks={},
+            seeds=[0],
         )
     )  # fmt: skip
     v = m.outputs(stack, examples.test[:2], examples.test_labels[:2], examples.players[:2], 5)
