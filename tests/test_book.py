@@ -269,6 +269,16 @@ def test_search_has_the_text_of_each_section_without_code_for_machines():
     assert theme.search_sections(html) == [["a", "One", "first words x"], ["b", "Two", "second"]]
 
 
+def test_search_knows_of_a_chapters_code_what_it_defines():
+    html = """<p>before</p><div class="cell_input"><div class="highlight"><pre><span>class</span> Gate:
+    <span>def</span> open(self) -&gt; int:
+        return 1
+</pre></div></div><p>after</p><pre>make book</pre>"""
+    assert theme.search_sections(html) == [
+        ["", "", "before class Gate: def open(self) -> int: after make book"]
+    ]
+
+
 def test_tables_scroll_and_empty_headers_are_cells():
     mended = theme.mend('<table border="1"><tr><th></th><th>a</th></tr></table>')
     assert mended == '<div class="scroll"><table border="1"><tr><td></td><th>a</th></tr></table></div>'

@@ -46,36 +46,50 @@ def set_addresses(app: Sphinx, config: Config) -> None:
     config.html_baseurl = config.ogp_site_url = found["site"]
 
 
+DEFINITION = re.compile(r"^\s*(?:def|class) .*", re.MULTILINE)
+
+
 class SearchText(HTMLParser):
-    """Splits a page into sections: [anchor, heading, text]."""
+    """Splits a page into sections: [anchor, heading, text]. Of a chapter's code it keeps what is defined."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sections: list[list[str]] = [["", "", ""]]
         self._open: list[tuple[str, bool]] = []  # tag, whether its text is left out
         self._heading = False
+        self._cell = False
+        self._code: str | None = None
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag in VOID:
             return
         values = dict(attributes)
+        classes = {*(values.get("class") or "").split()}
         if tag == "section" and values.get("id"):
             self.sections.append([values["id"] or "", "", ""])
+        self._cell = self._cell or "cell_input" in classes
+        if tag == "pre" and self._cell:
+            self._code = ""
         hidden = tag in {"script", "style", "annotation", "button", "svg"}
-        hidden = hidden or bool({"headerlink", "wp-hover"} & {*(values.get("class") or "").split()})
+        hidden = hidden or bool({"headerlink", "wp-hover"} & classes)
         self._open.append((tag, hidden or bool(self._open and self._open[-1][1])))
         self._heading = self._heading or tag in {"h1", "h2", "h3"}
 
     def handle_endtag(self, tag: str) -> None:
         while self._open and self._open.pop()[0] != tag:
             pass
+        if tag == "pre" and self._code is not None:
+            self.sections[-1][2] += " ".join(DEFINITION.findall(self._code))
+            self._cell, self._code = False, None
         if tag in {"h1", "h2", "h3"}:
             self._heading = False
         elif tag in {"p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"}:
             self.sections[-1][2] += " "
 
     def handle_data(self, data: str) -> None:
-        if not (self._open and self._open[-1][1]):
+        if self._code is not None:
+            self._code += data
+        elif not (self._open and self._open[-1][1]):
             self.sections[-1][1 if self._heading else 2] += data
 
 
