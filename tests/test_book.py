@@ -282,6 +282,9 @@ def test_search_knows_of_a_chapters_code_what_it_defines():
 def test_tables_scroll_and_empty_headers_are_cells():
     mended = theme.mend('<table border="1"><tr><th></th><th>a</th></tr></table>')
     assert mended == '<div class="scroll"><table border="1"><tr><td></td><th>a</th></tr></table></div>'
+    assert theme.mend('<th class="blank level0" >&nbsp;</th><th>\xa0</th><th>a</th>') == (
+        "<td></td><td></td><th>a</th>"
+    )
 
 
 def test_code_keeps_its_text_and_the_marks_that_have_a_colour():

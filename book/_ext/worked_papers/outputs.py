@@ -1,7 +1,5 @@
 """What a chapter's cells put out for the site: figures with alt text and caption."""
 
-import re
-
 from docutils import nodes
 from myst_nb.core import render
 from sphinx.application import Sphinx
@@ -71,17 +69,9 @@ def number_by_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return []
 
 
-def no_empty_heads(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    """Pandas heads the column of row labels with an empty cell; a head that says nothing is no head."""
-    if "body" in context:
-        empty = r'<th class="(blank[^"]*)"\s*>(?:&nbsp;|\xa0)</th>'
-        context["body"] = re.sub(empty, r'<td class="\1"></td>', context["body"])
-
-
 def setup(app: Sphinx) -> None:
     # MyST-NB looks for such renderers among the entry points of installed packages; this one is the book's.
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [BookOutput, *installed]
     app.add_transform(FillFigures)
-    app.connect("html-page-context", no_empty_heads)
     app.connect("env-get-updated", number_by_page, priority=900)

@@ -106,7 +106,8 @@ def search_sections(html: str) -> list[list[str]]:
 def mend(body: str) -> str:
     """Let tables scroll inside themselves, and repair markup that assistive software cannot read."""
     body = re.sub(r"<table\b.*?</table>", r'<div class="scroll">\g<0></div>', body, flags=re.DOTALL)
-    body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
+    # Markdown leaves the heads of tables empty, pandas that of the row labels, with a space in it.
+    body = re.sub(r"<th\b[^>]*>(?:\s|&nbsp;|<p>\s*</p>)*</th>", "<td></td>", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
 
     while (thinner := PLAIN.sub(r"\1", body)) != body:  # they were four in five of a chapter's elements
