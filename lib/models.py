@@ -407,6 +407,20 @@ def load(
     return Subject(model.eval(), _processor(folder, config))
 
 
+def seeds_of(name: str, n: int | None = None) -> list[str]:
+    """The names of an organism and of its other shipped seeds, at most `n`; any other model is alone.
+
+    They were trained by the same recipe, and differ in the random numbers only.
+
+    Raises:
+        ValueError: `n` is below 1.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"{n} networks of {name}: expected at least 1")
+    shipped = sorted(folder.name for folder in ORGANISMS.iterdir())
+    return [name, *(other for other in shipped if other.startswith(f"{name}-seed"))][:n]
+
+
 def _folder(name: str | Path) -> Path:
     """The local folder of a model; fetched from the hub where needed."""
     text = str(name)

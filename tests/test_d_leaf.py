@@ -637,8 +637,6 @@ def test_parameters_that_cannot_work_are_named(llava: Subject) -> None:
             m.check_parameters(llava, **good | wrong)
     with pytest.raises(ValueError, match="LlamaForCausalLM has no image tokens"):
         m.check_parameters(families.subject("llama"), **good)
-    with pytest.raises(ValueError, match=r"n_seeds=9: scenes-vlm comes in"):
-        m.networks("scenes-vlm", 9, "cpu", "float32")
 
 
 def test_rates_count_words_that_were_said_only() -> None:

@@ -72,6 +72,19 @@ def test_a_name_is_an_organism_first_then_a_folder(folder, tmp_path, monkeypatch
     assert load("other").model.config.model_type == "llama"
 
 
+def test_seeds_of_an_organism_are_found_and_other_models_are_alone(tmp_path, monkeypatch):
+    for name in ("toy", "toy-seed2", "toy-seed1", "toy-joint", "other-seed1"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
+    assert models.seeds_of("toy") == ["toy", "toy-seed1", "toy-seed2"]
+    assert models.seeds_of("toy", 2) == ["toy", "toy-seed1"]
+    assert models.seeds_of("toy", 9) == models.seeds_of("toy")
+    with pytest.raises(ValueError, match="0 networks of toy: expected at least 1"):
+        models.seeds_of("toy", 0)
+    for alone in ("toy-seed1", "toy-joint", "somebody/toy", str(tmp_path / "toy")):
+        assert models.seeds_of(alone) == [alone]
+
+
 def test_towers_are_views_of_one_model():
     s = subject("clip")
     vision = s.tower("vision")

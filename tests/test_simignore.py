@@ -561,13 +561,6 @@ def test_a_random_projector_is_all_that_differs(llava: Subject) -> None:
     assert head is own_head, "a large model is not held twice"
 
 
-def test_an_organism_brings_as_many_seeds_as_are_shipped() -> None:
-    networks = m.load_networks("digits-vit", 3, device="cpu", dtype="float32")
-    assert len(networks) == 3
-    assert len(m.load_networks("digits-vit", 99, device="cpu", dtype="float32")) == 5
-    assert not torch.equal(networks[0].model.classifier.weight, networks[2].model.classifier.weight)
-
-
 # Parameters
 
 GOOD = {
@@ -578,7 +571,6 @@ GOOD = {
     "n_validation": 8,
     "n_causal": 4,
     "n_rounds": 3,
-    "n_networks": 1,
     "shares": [0.5],
     "fastv_layer": 2,
     "fastv_keep": 0.25,
