@@ -5,14 +5,13 @@ edit there that changes nothing. Methods take turns, in an order drawn anew in e
 median over rounds of the ratio to greedy of the same round, in CPU time of one thread. Goal: at most 1.10.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import families
 import numpy as np
 import torch
-from jaxtyping import Float
+from timing import in_turn
 
 from lib import Subject, chapters, edit, load
 from lib.generate import generate, inputs
@@ -30,22 +29,6 @@ def wide() -> Subject:
 
 
 Methods = dict[str, Callable[[], AbstractContextManager]]
-
-
-def in_turn(
-    methods: Methods, run: Callable[[], object], *, n_rounds: int
-) -> dict[str, Float[np.ndarray, "round"]]:
-    """CPU seconds of a run under each method, round by round."""
-    rng = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(n_rounds + 1):  # the first warms up
-        for name in rng.permutation(list(methods)):
-            with methods[name]():
-                began = time.process_time()
-                run()
-                if round_:
-                    times[name].append(time.process_time() - began)
-    return {name: np.array(seconds) for name, seconds in times.items()}
 
 
 def report(label: str, subject: Subject, n: int) -> None:
@@ -71,8 +54,8 @@ def report(label: str, subject: Subject, n: int) -> None:
         generate(subject, [prompt] * n, images, max_new_tokens=TOKENS, batch_size=n)
 
     subject.model.generation_config.eos_token_id = -1  # all write equally many tokens
-    steps = in_turn(steady, decode, n_rounds=ROUNDS)
-    whole = in_turn(everything, answer, n_rounds=ROUNDS // 3)
+    steps = in_turn(dict.fromkeys(steady, decode), ROUNDS, steady)
+    whole = in_turn(dict.fromkeys(everything, answer), ROUNDS // 3, everything)
     print(f"\n{label}, batch of {n}, {batch['input_ids'].shape[1]} tokens of prompt, {TOKENS} new ones")
     for name in everything:
         step = "changes the prompt only"

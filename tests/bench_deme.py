@@ -6,12 +6,12 @@ The peer is a plain PyTorch loop over each copy: `nn.Module`, AdamW, `clip_grad_
 of the weights, on the very same batches. Rounds are paired and in an order drawn anew; times are CPU seconds.
 """
 
-import time
 from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
 import torch
+from timing import in_turn
 from torch import nn
 
 from lib import bootstrap, chapters
@@ -22,17 +22,10 @@ STEPS, BATCH, ROUNDS = 15, 64, 7
 
 def compare(ways: dict[str, Callable[[], object]], unit: float, what: str) -> None:
     """Print the median time of each way, and its ratio to the first one."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    rng = np.random.default_rng(0)
-    for round_ in range(ROUNDS + 1):  # the first one warms up
-        for name in rng.permutation(list(ways)):
-            began = time.process_time()
-            ways[name]()
-            if round_:
-                seconds[name].append(time.process_time() - began)
-    first = np.array(next(iter(seconds.values())))
+    seconds = in_turn(ways, ROUNDS)
+    first = next(iter(seconds.values()))
     for name, times in seconds.items():
-        ratio = bootstrap(np.array(times) / first, np.median)
+        ratio = bootstrap(times / first, np.median)
         print(f"{name:36} {1e3 * np.median(times) / unit:8.3f} ms {what}   ratio {ratio}")
 
 

@@ -7,11 +7,11 @@ drawn anew in each round; ratios are paired. Without a model, one of the organis
 """
 
 import sys
-import time
 from contextlib import AbstractContextManager
 
 import families
 import numpy as np
+from timing import in_turn
 
 from lib import bootstrap, chapters, edit, load
 from lib.generate import generate
@@ -36,20 +36,14 @@ def main() -> None:
         "EAH in layer 1, new words too": lambda: eah.broadcasting(subject, 1, prefill_only=False),
         "EAH as released, every layer": lambda: eah.broadcasting(subject, 1, official_quirks=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(ROUNDS + 1):  # the first one warms up
-        for name in rng.permutation(list(ways)):
-            with ways[name]():
-                began = time.process_time()
-                said = generate(
-                    subject, ["describe the picture"] * N_IMAGES, images, max_new_tokens=NEW_TOKENS
-                )
-            if round_:
-                seconds[name].append(time.process_time() - began)
-            assert said.ids.shape == (N_IMAGES, NEW_TOKENS)
-    base = np.array(seconds["greedy"])
+
+    def describe() -> None:
+        said = generate(subject, ["describe the picture"] * N_IMAGES, images, max_new_tokens=NEW_TOKENS)
+        assert said.ids.shape == (N_IMAGES, NEW_TOKENS)
+
+    seconds = in_turn(dict.fromkeys(ways, describe), ROUNDS, ways)
     for name, times in seconds.items():
-        ratio = bootstrap(np.array(times) / base, np.median) if name != "greedy" else "1"
+        ratio = bootstrap(times / seconds["greedy"], np.median) if name != "greedy" else "1"
         rate = N_IMAGES * NEW_TOKENS / np.median(times)
         print(f"{name:32} {rate:7.0f} tokens/s   time / greedy {ratio}")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import in_turn
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -89,19 +90,15 @@ def main() -> None:
         "torch.func.vmap": mapped,
         "one after another": one_by_one,
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    rng = np.random.default_rng(0)
-    for round_ in range(ROUNDS + 1):  # the first one warms up
-        for name in rng.permutation(list(ways)):
-            began = time.process_time()
-            ways[name]()
-            if round_:
-                times[name].append(time.process_time() - began)
-    base = np.array(times["rows of one tensor"])
+    times = in_turn(ways, ROUNDS)
     n = pgm.size(pgm.shapes("r2", n_in, n_bits))
     print(f"R2, {N_NETWORKS} networks of {n:,} parameters, {STEPS} steps of {BATCH}")
     for name, seconds in times.items():
-        ratio = "1" if name == "rows of one tensor" else str(bootstrap(np.array(seconds) / base, np.median))
+        ratio = (
+            "1"
+            if name == "rows of one tensor"
+            else str(bootstrap(seconds / times["rows of one tensor"], np.median))
+        )
         per_step = 1000 * np.median(seconds) / STEPS
         print(f"  {name:20} {per_step:7.1f} ms a step   time / rows of one tensor: {ratio}")
     for n in (1, 8, 32, 128):

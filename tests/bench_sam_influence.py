@@ -8,11 +8,12 @@ processor time is compared in rounds whose order is drawn anew, and ratios are p
 """
 
 import sys
-import time
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 import torch
+from timing import in_turn
 from torch import Tensor
 from torch.func import grad
 
@@ -47,18 +48,16 @@ def compare(m: ModuleType, width: int, rng: np.random.Generator) -> None:
         return m.solve(curve, "SAM-HIF", shift, v0, way, draws=draws, steps=200, tolerance=TOLERANCE)
 
     ways = ("explicit inverse", "gmres", "cg", "stochastic")
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
     scores: dict[str, Tensor] = {}
-    for round_ in range(ROUNDS + 1):  # the first one warms up
-        for way in rng.permutation(ways):
-            began = time.process_time()
-            scores[way] = m.influence(sam, w, data, curve, "SAM-HIF", solved(way))
-            if round_:
-                seconds[way].append(time.process_time() - began)
-    base, exact = np.array(seconds["explicit inverse"]), scores["explicit inverse"]
+
+    def score(way: str) -> None:
+        scores[way] = m.influence(sam, w, data, curve, "SAM-HIF", solved(way))
+
+    seconds = in_turn({way: partial(score, way) for way in ways}, ROUNDS)
+    base, exact = seconds["explicit inverse"], scores["explicit inverse"]
     print(f"D = {len(w):,} ({width} hidden units), {N} samples")
     for way, spent in seconds.items():
-        ratio = "1" if way == ways[0] else str(bootstrap(np.array(spent) / base, np.median))
+        ratio = "1" if way == ways[0] else str(bootstrap(spent / base, np.median))
         error = ((scores[way] - exact).norm() / exact.norm()).item()
         print(
             f"  {way:17} {np.median(spent):7.2f} s   time / inverse {ratio:22} error {error:.1e}",

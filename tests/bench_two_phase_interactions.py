@@ -11,11 +11,11 @@
 Processor time of one process; the contestants of a round run in an order drawn anew, and ratios are paired.
 """
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from timing import in_turn
 from torch import Tensor
 
 from lib import bootstrap, chapters
@@ -37,18 +37,6 @@ def double_loop(v: list[float]) -> list[float]:
     return found
 
 
-def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    rng = np.random.default_rng(0)
-    for round_ in range(rounds + 1):  # the first one warms up
-        for name in rng.permutation(list(ways)):
-            began = time.process_time()
-            ways[name]()
-            if round_:
-                times[name].append(time.process_time() - began)
-    return {name: np.array(own) for name, own in times.items()}
-
-
 def ratio(slow: np.ndarray, fast: np.ndarray) -> Estimate:
     return bootstrap(slow / fast, np.median)
 
@@ -60,8 +48,8 @@ def transforms() -> None:
     slow = torch.tensor(double_loop(one), dtype=torch.float64)
     assert (slow - m.moebius(v)[0]).abs().max() < 1e-9
     assert (v @ signs - m.moebius(v)).abs().max() < 1e-9
-    loop = seconds({"double loop": lambda: double_loop(one)}, 3)["double loop"] * BATCH
-    times = seconds({"matrix product": lambda: v @ signs, "butterflies": lambda: m.moebius(v)}, 20 * ROUNDS)
+    loop = in_turn({"double loop": lambda: double_loop(one)}, 3)["double loop"] * BATCH
+    times = in_turn({"matrix product": lambda: v @ signs, "butterflies": lambda: m.moebius(v)}, 20 * ROUNDS)
     fast = times["butterflies"]
     print(f"1. all {2**N:,} interactions of {BATCH} inputs, float64")
     print(f"   butterflies      {1e3 * np.median(fast):10.2f} ms")
@@ -92,7 +80,7 @@ def splits(n: int = 8, n_inputs: int = 256, few: int = 8) -> None:
         "ADMM, 400 steps": (lambda: m.priced(m.sparsest_split(v, bound, 400)[0]), n_inputs),
         "Adam, 2000 steps": (lambda: m.priced(m.gradient_split(v[:32], bound[:32], 2000)), 32),
     }
-    times = seconds({name: way for name, (way, _) in ways.items()}, 3)
+    times = in_turn({name: way for name, (way, _) in ways.items()}, 3)
     each = {name: own / ways[name][1] for name, own in times.items()}
     print(f"2. sparsest split, n = {n}")
     for name, (way, _) in ways.items():
@@ -115,7 +103,7 @@ def closed_form(n: int = 11, noise: float = 0.01) -> None:
         return m.regressed(w, torch.tensor(noise, dtype=torch.float64))
 
     assert (dense() - fast()).abs().max() < 1e-8
-    times = seconds({"dense solve": dense, "Kronecker filter": fast}, 4)
+    times = in_turn({"dense solve": dense, "Kronecker filter": fast}, 4)
     print(f"3. w_hat of theorem 3, n = {n}")
     for name, own in times.items():
         print(f"   {name:17}{1e3 * np.median(own):10.2f} ms")
