@@ -139,38 +139,49 @@ class Graph:
 class Linear(Protocol):
     """Arithmetic of a projection: what takes the place of `x @ weight.mT + bias`.
 
-    Weights are views of the model's own at every call, so that `weight.data_ptr()` and `weight.shape` tell
-    which one it is.
+    It must treat each row of `x` by itself: which rows come together depends on what is cached. Weights are
+    views of the model's own at every call, so that `(weight.data_ptr(), weight.shape)` tells which one it is.
     """
 
     def __call__(
         self,
         x: Float[Tensor, "*head row d_in"],
-        weight: Float[Tensor, "*head d_out d_in"],
-        bias: Float[Tensor, "*head d_out"] | None,
+        weight: Float[Tensor, "*all_heads d_out d_in"],
+        bias: Float[Tensor, "*all_heads d_out"] | None,
         *,
         kind: Literal["q", "k", "v", "o", "mlp", "unembed"],
         layer: int,
+        heads: list[int] | None,
         precise: list[int],
     ) -> Float[Tensor, "*head row d_out"]:
         """The projection of every row.
 
         Args:
-            x: what is projected. For "q", "k", "v" and "o", the first axis runs over heads (for "k" and "v",
-                key-value heads), each with weights of its own; for "mlp" and "unembed" there is no such axis.
-            weight: one matrix a head, or one.
-            bias: to be added; None where there is none. ("o" has none: the model's is added in full precision.)
+            x: what is projected. For "q", "k", "v" and "o", its first axis runs over some heads (for "k" and
+                "v", key-value heads); for "mlp" and "unembed" there is no such axis.
+            weight: a matrix for each head of the layer, or one.
+            bias: likewise; None where there is none ("o" has none: the model's is added in full precision).
             kind: which projection; "mlp" for each of an MLP's.
             layer: its block; the number of blocks for "unembed".
-            precise: positions in the axis of heads that must be computed in full precision.
+            heads: which heads the first axis of `x` holds; None where it has no such axis.
+            precise: positions in that axis of the heads that must be computed in full precision.
         """
         ...
 
 
 def full_precision(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, kind: str, layer: int, precise: list[int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    kind: str,
+    layer: int,
+    heads: list[int] | None,
+    precise: list[int],
 ) -> Tensor:
     """The ordinary projection, in the model's own precision."""
+    if heads is not None and len(heads) < len(weight):
+        weight, bias = weight[heads], None if bias is None else bias[heads]
     y = x @ weight.mT
     return y if bias is None else y + bias[..., None, :]
 
@@ -499,6 +510,7 @@ class Patcher:
                     bias,
                     kind=site,
                     layer=layer,
+                    heads=list(range(len(weight))),
                     precise=self._own(precise, layer, site, range(len(weight))),
                 )
                 projected[site] = y.unflatten(1, (n, *embed.shape[:2]))
@@ -509,6 +521,7 @@ class Patcher:
                 None,
                 kind="o",
                 layer=layer,
+                heads=list(range(layout.n_heads)),
                 precise=self._own(precise, layer, "o", range(layout.n_heads)),
             ).unflatten(1, (n, *embed.shape[:2]))
             before = len(sent)
@@ -521,7 +534,9 @@ class Patcher:
         for module in self._tail:
             x = module(x)
         weight, bias = _matrix(self._subject.model.get_output_embeddings())
-        y = self._linear(x.flatten(0, -2), weight, bias, kind="unembed", layer=len(layout.blocks), precise=[])
+        y = self._linear(
+            x.flatten(0, -2), weight, bias, kind="unembed", layer=len(layout.blocks), heads=None, precise=[]
+        )
         return y.view(*x.shape[:-1], -1), torch.stack(sent)
 
     def _own(self, precise: Heads, layer: int, site: str, heads: Sequence[int]) -> list[int]:
@@ -582,7 +597,7 @@ class Patcher:
 
     def _projected(self, x: Tensor, module: nn.Module, layer: int) -> Tensor:
         weight, bias = _matrix(module)
-        y = self._linear(x.flatten(0, -2), weight, bias, kind="mlp", layer=layer, precise=[])
+        y = self._linear(x.flatten(0, -2), weight, bias, kind="mlp", layer=layer, heads=None, precise=[])
         return y.view(*x.shape[:-1], -1)
 
 
