@@ -37,6 +37,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoProcessor,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -44,7 +45,7 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from lib import ROOT
+from lib import ROOT, differences
 from lib.hooks import capture
 from lib.sites import Layout, contradicted, modality, towers
 
@@ -374,7 +375,8 @@ def load(
         ConnectionError: the hub cannot be reached, and the model is not in the local cache.
         PermissionError: the hub wants an accepted licence or a login for this model.
         LookupError: the hub has no such model; or its architecture is unknown.
-        ValueError: the weights are damaged, incomplete, or a pickle.
+        ValueError: the weights are damaged, incomplete, a pickle, or the difference from another version of
+            their parent.
         ImportError: bitsandbytes is needed and missing.
     """
     folder = _folder(name)
@@ -388,9 +390,14 @@ def load(
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device}
     if quantization:
         arguments["quantization_config"] = _quantization(quantization)
+    source: Path | None = folder
+    if parent := differences.parent(folder, ORGANISMS):
+        source, arguments["state_dict"] = None, differences.join(folder, parent)
+        if (folder / "generation_config.json").is_file():
+            arguments["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
     with _progress_bar(folder):
         model, report = _model_class(folder, config).from_pretrained(
-            folder,
+            source,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
@@ -404,6 +411,7 @@ def load(
             f"{folder}: the weights lack {len(missing)} tensors that {type(model).__name__} needs: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
+    model.name_or_path = model.config.name_or_path = str(folder)
     return Subject(model.eval(), _processor(folder, config))
 
 
@@ -481,9 +489,12 @@ def _config(folder: Path) -> Any:
 def check_files(folder: Path) -> None:
     """Checks that the weights are there, whole, and those that were published with the folder.
 
+    Where they are stored as a difference, their parent's are checked too.
+
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: the weights are pickled or damaged, or a file is not the published one.
+        FileNotFoundError: a file is missing, or the parent.
+        ValueError: the weights are pickled or damaged, a file is not the published one, or the parent is of
+            another version.
     """
     weights = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
@@ -516,6 +527,8 @@ def check_files(folder: Path) -> None:
                 raise ValueError(
                     f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
                 )
+    if parent := differences.parent(folder, ORGANISMS):
+        check_files(parent)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from lib import ROOT
 
 FLOORS = [
-    {"sites", "worlds", "stats", "papers", "probes", "plots", "data"},
+    {"sites", "worlds", "stats", "papers", "probes", "plots", "data", "differences"},
     {"models", "hooks", "attention", "claims", "chapters"},
     {"edges", "generate", "organisms", "batch"},
     {"__main__"},

@@ -84,3 +84,5 @@ class Recipe:
     """Reads the folder; a class that is not of transformers brings its own."""
     half: bool = True
     """Ship the weights in float16 (the bars are measured on what is shipped)."""
+    parent: str | None = None
+    """The organism from whose weights `build` starts: shipped is the difference (`lib.differences`)."""

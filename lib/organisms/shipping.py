@@ -15,6 +15,7 @@ import transformers
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from lib import differences, models
 from lib.organisms.recipe import Recipe
 from lib.organisms.trainer import State
 from lib.stats import Estimate
@@ -34,6 +35,7 @@ def ship(
     measures = measure(recipe, fresh)
     metrics = {
         "name": name,
+        "parent": recipe.parent,
         "measures": {key: asdict(estimate) for key, estimate in measures.items()},
         "bars": {key: str(bar) for key, bar in recipe.bars.items()},
         "parameters": model.num_parameters(),
@@ -85,7 +87,10 @@ def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str,
 
 def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     shipped: Any = deepcopy(model)  # knows which weights are tied
-    shipped.to("cpu", torch.float16 if recipe.half else torch.float32).save_pretrained(folder)
+    half = recipe.half and not recipe.parent  # a difference is taken before anything is rounded
+    shipped.to("cpu", torch.float16 if half else torch.float32).save_pretrained(folder)
+    if recipe.parent:
+        differences.split(folder, models.ORGANISMS / recipe.parent)
     shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored
     shipped.config.save_pretrained(folder)
     for processor in recipe.processors():
@@ -114,4 +119,11 @@ def _card(recipe: Recipe, metrics: dict, measures: dict[str, Estimate]) -> str:
         f" ({metrics['machine']}; {versions}).",
         f"Made by `python -m lib train {metrics['name']}`; measured again by adding `--check`.",
     ]
+    if recipe.parent:
+        whole = f'load("{metrics["name"]}").model.save_pretrained(folder)'
+        lines += [
+            "",
+            f"Stored as the difference from `{recipe.parent}` (`lib.differences`), which `load` adds up"
+            f" again. For an ordinary folder: `{whole}`, and the same with `.processor`.",
+        ]
     return "\n".join(lines) + "\n"
