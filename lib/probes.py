@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 _LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
-_BLOCK_ELEMENTS = 2**22
+_BLOCK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def cka(
 
     It is 1 if they are equal up to rotation, isotropic scale and shift. For unrelated ones the plain
     estimate tends to 1 too where n is not far above d; the debiased one (unbiased HSIC, Song et al. 2012)
-    scatters about 0. Takes min(n d_x d_y, n^2 (d_x + d_y)) operations and a bounded amount of memory.
+    scatters about 0. Takes min(n d_x d_y, n^2 (d_x + d_y) / 2) operations and a bounded amount of memory.
 
     Args:
         x: one row for each example; float64 is kept, everything else is computed in float32.
@@ -175,52 +175,98 @@ def cka(
     Raises:
         ValueError: numbers of rows differ or are too small, or a representation does not vary.
     """
-    x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    return float(_cka_map({"x": x}, {"y": y}, debiased)[0, 0])
+
+
+def cka_map(
+    xs: Sequence[Float[Tensor | np.ndarray, "n _"]],
+    ys: Sequence[Float[Tensor | np.ndarray, "n _"]],
+    *,
+    debiased: bool = False,
+) -> Float[np.ndarray, "x y"]:
+    """`cka` of each of several representations (the layers of a model) with each of several others.
+
+    Each Gram matrix is computed once for the whole map, half of it, and never held as a whole; where examples
+    are many and features few, no Gram matrix is computed at all.
+
+    Raises:
+        ValueError: as for `cka`.
+    """
+    named = {side: {f"{side}[{i}]": z for i, z in enumerate(zs)} for side, zs in (("xs", xs), ("ys", ys))}
+    return _cka_map(named["xs"], named["ys"], debiased)
+
+
+def _cka_map(xs: dict[str, Any], ys: dict[str, Any], debiased: bool) -> Float[np.ndarray, "x y"]:
+    given = {name: torch.as_tensor(z).detach() for name, z in (xs | ys).items()}
+    shapes = " and ".join(f"{name} {tuple(z.shape)}" for name, z in given.items())
     least = 4 if debiased else 2
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
-        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must be (n, d) with one n >= {least}")
-    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    x, y = (_centred(z.to(x.device, dtype), name) for z, name in ((x, "x"), (y, "y")))
+    if not (xs and ys) or {z.ndim for z in given.values()} != {2} or len(set(map(len, given.values()))) > 1:
+        raise ValueError(f"{shapes or 'nothing was given:'} must be (n, d) with one n >= {least}")
+    first = next(iter(given.values()))
+    if len(first) < least:
+        raise ValueError(f"{shapes} must be (n, d) with one n >= {least}")
+    double = any(z.dtype == torch.float64 for z in given.values())
+    dtype = torch.float64 if double else torch.float32
+    centred = {name: _centred(z.to(first.device, dtype), name) for name, z in given.items()}
+    x, y = [centred[name] for name in xs], [centred[name] for name in ys]
     xx, xy, yy = _gram_products(x, y)
     if debiased:
-        a, b = x.double().square().sum(1), y.double().square().sum(1)
-        xx, xy, yy = (_debias(*z) for z in ((xx, a, a), (xy, a, b), (yy, b, b)))
-        if min(xx, yy) <= 10 * torch.finfo(dtype).eps:
+        a, b = (torch.stack([z.double().square().sum(1) for z in zs]) for zs in (x, y))
+        xx, yy = _debias(xx, (a * a).sum(1), a, a), _debias(yy, (b * b).sum(1), b, b)
+        xy = _debias(xy, a @ b.T, a[:, None], b)
+        if min(xx.min(), yy.min()) <= 10 * torch.finfo(dtype).eps:
             raise ValueError("all examples are equally far apart: the debiased similarity is undefined")
-    return xy / (xx * yy) ** 0.5
+    return (xy / (xx[:, None] * yy).sqrt()).cpu().numpy()
 
 
 def _centred(x: Float[Tensor, "n d"], name: str) -> Float[Tensor, "n d"]:
     centred = x - x.mean(0)
-    if not centred.norm() > 10 * torch.finfo(x.dtype).eps * x.norm():
+    if not (norm := centred.norm()) > 10 * torch.finfo(x.dtype).eps * x.norm():
         raise ValueError(f"{name} is the same for every example, or not finite: its similarity is undefined")
-    return centred / centred.norm()
+    return centred.div_(norm)
 
 
-def _gram_products(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> list[float]:
+def _gram_products(
+    xs: list[Float[Tensor, "n _"]], ys: list[Float[Tensor, "n _"]]
+) -> tuple[Float[Tensor, " x"], Float[Tensor, "x y"], Float[Tensor, " y"]]:
     """Inner products of the Gram matrices K = xx' and L = yy': <K, K>, <K, L>, <L, L>; block by block.
 
     <K, L> is |x'y|^2 as well, which is cheaper where features are few.
     """
-    n, d_x, d_y = len(x), x.shape[1], y.shape[1]
-    totals = torch.zeros(3, dtype=torch.float64, device=x.device)
-    if d_x**2 + d_x * d_y + d_y**2 <= n * (d_x + d_y):
-        for i, (a, b) in enumerate(((x, x), (x, y), (y, y))):
-            for columns in a.split(max(1, _BLOCK_ELEMENTS // b.shape[1]), dim=1):
-                totals[i] += (columns.T @ b).square().sum()
-    else:
-        rows = max(1, _BLOCK_ELEMENTS // n)
-        for a, b in zip(x.split(rows), y.split(rows), strict=True):
-            K, L = a @ x.T, b @ y.T
-            totals += torch.stack([K.square().sum(), (K * L).sum(), L.square().sum()])
-    return totals.tolist()
+    n, both = len(xs[0]), xs + ys
+    widths = [z.shape[1] for z in both]
+    across = sum(x.shape[1] for x in xs) * sum(y.shape[1] for y in ys)
+    if across + sum(d * d for d in widths) <= n * sum(widths) / 2 + n * len(xs) * len(ys) / 2:
+
+        def product(a: Tensor, b: Tensor) -> Tensor:
+            parts = a.split(max(1, _BLOCK_ELEMENTS // b.shape[1]), dim=1)
+            return torch.stack([(part.T @ b).square().sum(dtype=torch.float64) for part in parts]).sum()
+
+        xx, yy = (torch.stack([product(z, z) for z in zs]) for zs in (xs, ys))
+        return xx, torch.stack([torch.stack([product(x, y) for y in ys]) for x in xs]), yy
+
+    squares = torch.zeros(len(both), dtype=torch.float64, device=xs[0].device)
+    across_products = squares.new_zeros(len(xs), len(ys))
+    rows = max(1, _BLOCK_ELEMENTS // (n * len(both)))
+    for start in range(0, n, rows):
+        grams = torch.stack([z[start : start + rows] @ z[start:].T for z in both])
+        grams[:, :, rows:] *= 2**0.5  # they stand for their mirror images too
+        flat = grams.flatten(1).double()
+        squares += flat.square().sum(1)
+        across_products += flat[: len(xs)] @ flat[len(xs) :].T
+    return squares[: len(xs)], across_products, squares[len(xs) :]
 
 
-def _debias(product: float, a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """n(n - 3) times Song et al.'s estimator (eq. 5), from <K, L> and the diagonals of centred K and L.
+def _debias(
+    product: Float[Tensor, "*pair"],
+    diagonals: Float[Tensor, "*pair"],
+    a: Float[Tensor, "*pair n"],
+    b: Float[Tensor, "*pair n"],
+) -> Float[Tensor, "*pair"]:
+    """n(n - 3) times Song et al.'s estimator (eq. 5), from <K, L>, <a, b> and the diagonals a, b of K and L.
 
     The estimator is about K and L with the diagonals set to 0. Rows of a centred K sum to 0, so without the
     diagonal a they sum to -a.
     """
-    n = len(a)
-    return product + float(a.sum() * b.sum() / ((n - 1) * (n - 2)) - (1 + 2 / (n - 2)) * (a @ b))
+    n = a.shape[-1]
+    return product + a.sum(-1) * b.sum(-1) / ((n - 1) * (n - 2)) - (1 + 2 / (n - 2)) * diagonals

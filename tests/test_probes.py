@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.hooks import capture
 from lib.models import Subject
-from lib.probes import cka, linear_probe, logit_lens
+from lib.probes import cka, cka_map, linear_probe, logit_lens
 
 # --- linear probe
 
@@ -269,3 +269,30 @@ def test_single_precision_is_enough(shape, debiased):
 def test_what_has_no_similarity_is_refused(x, y, debiased, message):
     with pytest.raises(ValueError, match=message):
         cka(x, y, debiased=debiased)
+
+
+@both
+@pytest.mark.parametrize("n", [15, 400])  # Gram matrices, and features
+def test_a_map_holds_the_similarity_of_each_pair(monkeypatch, n, debiased):
+    r = np.random.default_rng(3)
+    xs = [r.normal(size=(n, d)) @ r.normal(size=(d, d)) for d in (7, 30, 9)]
+    ys = [xs[0][:, :4] + r.normal(size=(n, 4)), xs[1]]
+    expected = [[by_definition(x, y, debiased) for y in ys] for x in xs]
+    np.testing.assert_allclose(cka_map(xs, ys, debiased=debiased), expected, atol=1e-10)
+    np.testing.assert_allclose(cka_map(ys, xs, debiased=debiased).T, expected, atol=1e-10)
+    monkeypatch.setattr("lib.probes._BLOCK_ELEMENTS", 7 * 5 * n)  # a last block of another size
+    np.testing.assert_allclose(cka_map(xs, ys, debiased=debiased), expected, atol=1e-10)
+    assert cka_map(xs[:1], ys[:1]).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys", "message"),
+    [
+        ([], [np.eye(4)], r"ys\[0\] \(4, 4\) must be"),
+        ([np.eye(5), np.eye(4)], [np.eye(5)], r"xs\[1\] \(4, 4\).*one n"),
+        ([np.eye(5)], [np.eye(5), np.ones((5, 2))], r"ys\[1\] is the same for every example"),
+    ],
+)
+def test_a_map_names_what_has_no_similarity(xs, ys, message):
+    with pytest.raises(ValueError, match=message):
+        cka_map(xs, ys)
