@@ -10,16 +10,20 @@ in the corrupted run, c_s what sender s adds there and a_s what it adds in the p
 
     x_r = R'_r + sum over (s, r) in E of (a_s - c_s)            (Conmy et al. 2023, section 3)
 
-One masked product of matrices makes this sum for all receivers of a layer and all variants of E. The library's
-own modules do the rest: norms, rotary positions, masks, attention and MLPs are those of the model.
+One masked product of matrices makes this sum for all receivers of a layer and all variants of E. The model's
+own modules do the rest: norms, rotary positions, masks, attention, MLPs. Only what can differ from a circuit
+that was run before is computed again, only for nodes that reach the logits, and only at the answers' positions
+where no attention looks at a node elsewhere.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -41,8 +45,8 @@ class Node:
     """What sends into the residual stream, or reads it.
 
     Attributes:
-        kind: a sender is "embed", "head" or "mlp"; a receiver is the "q", "k" or "v" input of a head, "mlp" or
-            "logits".
+        kind: a sender is "embed", "head" or "mlp"; a receiver is "mlp", "logits" or the "q", "k" or "v" input
+            of a head.
         layer: its block; -1 for the embedding, the number of blocks for the logits.
         head: which head; for "k" and "v", which key-value head. -1 where there is none.
     """
@@ -118,10 +122,10 @@ class Graph:
     def order(self, generator: torch.Generator | None = None) -> list[Edge]:
         """All edges in ACDC's order: receivers from the logits down, and for each its senders, latest first.
 
-        In a layer the MLP comes before the v, then the k, then the q inputs (Conmy et al. 2023, released code).
+        In a layer the MLP comes before the v, then the k, then the q inputs (Conmy et al. 2023, their code).
 
         Args:
-            generator: draws the order of the heads of a layer, which is arbitrary; None for the highest first.
+            generator: draws the order of a layer's heads, which is arbitrary; None for the highest first.
         """
 
         def ranks(nodes: Sequence[Node]) -> list[int]:
@@ -193,6 +197,8 @@ class Patcher:
         graph: the decoder's nodes and edges.
         clean_logits: the model's own logits at the answer positions, by the library.
         corrupted_logits: the same for the corrupted prompts; under zero ablation, with all edges absent.
+        n_passes: what all calls so far have computed, in forward passes of the batch: each half of a block that
+            ran for a set of edges counts as its part of the model.
     """
 
     def __init__(
@@ -220,51 +226,40 @@ class Patcher:
             ValueError: the prompts do not match one another or the positions.
         """
         self.graph = Graph.of(subject)
-        self._subject, self._layout = subject, subject.layout
-        self._linear: Linear = linear or full_precision
-        self._custom = linear is not None
-        if ablation not in ("corrupt", "zero"):
-            raise ValueError(f"ablation={ablation!r}: expected 'corrupt' or 'zero'")
-        if corrupted is None and ablation == "corrupt":
-            raise ValueError("corrupted prompts are missing: give them, or ablation='zero'")
-        corrupted = clean if corrupted is None else corrupted
-        if subject.model.training:
-            raise ValueError(
-                "the model is in training mode, where dropout draws anew: call model.eval() first"
-            )
-        shape = clean["input_ids"].shape
-        if corrupted["input_ids"].shape != shape:
-            raise ValueError(
-                f"clean prompts are {shape[0]} x {shape[1]} tokens, corrupted ones "
-                f"{' x '.join(map(str, corrupted['input_ids'].shape))}: each clean prompt needs a corrupted "
-                "one of the same length"
-            )
-        masks = [
-            x.get("attention_mask", torch.ones(shape, device=subject.device)) for x in (clean, corrupted)
-        ]
-        if not torch.equal(masks[0].bool(), masks[1].bool()):
-            row = int((masks[0].bool() != masks[1].bool()).any(1).nonzero()[0])
-            raise ValueError(
-                f"prompt {row} has {int(masks[0][row].sum())} tokens, its corrupted partner "
-                f"{int(masks[1][row].sum())}: patching needs the same number"
-            )
-        positions = positions.to(subject.device)
-        if positions.ndim not in (1, 2) or len(positions) != shape[0] or positions.is_floating_point():
-            raise ValueError(
-                f"positions have shape {tuple(positions.shape)}: expected whole numbers, one row for each of "
-                f"the {shape[0]} prompts"
-            )
-        if not ((positions >= 0) & (positions < shape[1])).all():
-            raise ValueError(f"positions run from 0 to {shape[1] - 1}; got {positions.tolist()}")
-        self._several = positions.ndim == 2
-        self._positions = positions.view(shape[0], -1)
-        self._observe(clean, corrupted)
-        self._split()
+        _check_inputs(subject, clean, corrupted, positions, ablation)
         self._zero = ablation == "zero"
-        self._caches: dict[Heads, Any] = {}
-        self._check()
-        if self._zero:
-            self.corrupted_logits = self.logits(torch.zeros_like(self.graph.exists)[None])[0]
+        self._positions = positions.to(subject.device).view(len(positions), -1)
+        self._several = positions.ndim == 2
+        self._model = _Model(subject, clean, clean if corrupted is None else corrupted)
+        self._group = subject.n_heads // subject.n_kv_heads
+        # Layer -> kind -> numbers of its receivers; of its senders.
+        self._rows: list[dict[str, list[int]]] = [{} for _ in range(subject.n_layers)]
+        self._sends: list[dict[str, list[int]]] = [{} for _ in range(subject.n_layers)]
+        for i, node in enumerate(self.graph.receivers[:-1]):
+            self._rows[node.layer].setdefault(node.kind, []).append(i)
+        for i, node in enumerate(self.graph.senders[1:], 1):
+            self._sends[node.layer].setdefault(node.kind, []).append(i)
+        self.n_passes = 0.0
+        self._references: dict[Heads, tuple[_Reference, _Reference]] = {}
+        self._linear: Linear | None = None
+        shape = (*positions.shape, -1)
+        self.clean_logits, self.corrupted_logits = (
+            self._at_answers(x).reshape(shape) for x in self._model.logits
+        )
+        with torch.no_grad():
+            every = self.logits(self.graph.exists[None])[0]
+            off = float((every - self.clean_logits).abs().max() / every.abs().max())
+            if not off < (0.1 if every.dtype.itemsize == 2 else 1e-3):
+                raise LookupError(
+                    f"no graph of edges of {type(subject.model).__name__}: with all edges its logits are off by "
+                    f"{off:.2g} of the largest; something beside embedding, heads and MLPs adds to its residual "
+                    "stream, or scales it"
+                )
+            if self._zero:
+                self.corrupted_logits = self.logits(torch.zeros_like(self.graph.exists[None]))[0]
+        if linear is not None:
+            self._linear = linear
+            self._references.clear()
 
     def logits(
         self,
@@ -289,8 +284,7 @@ class Patcher:
                 f"{shape[1]} senders)"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and edges.requires_grad):
-            present = edges.to(self._embed) * self.graph.exists.to(self._embed)
-            return self._run(present, self._embed, precise)[0]
+            return self._run(edges, self._nothing(self._model.embeds[0], precise)).logits
 
     def attribution(
         self, metric: Metric, *, steps: int = 1, precise: Heads = frozenset()
@@ -300,8 +294,8 @@ class Patcher:
         The estimate for an edge from s to r is the sum over prompts, positions and dimensions of
         (c_s - a_s) dF/dx_r (Syed et al. 2023), where the gradient is that of the clean run, or its mean over
         `steps` runs whose embeddings lead from the corrupted ones (left out) to the clean ones (Hanna et al.
-        2024, EAP-IG). It has a sign; rankings take its absolute value. A metric that is least in the clean run,
-        such as a divergence from it, has no gradient there: take several steps, or another metric.
+        2024, EAP-IG). It has a sign; rankings take its absolute value. A metric that is least in the clean
+        run, such as a divergence from it, has no gradient there: take several steps, or another metric.
 
         Args:
             metric: what the edges are judged by; differentiable.
@@ -316,317 +310,488 @@ class Patcher:
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: the gradient needs at least one run")
-        every = self.graph.exists.to(self._embed)[None]
-        start = torch.zeros_like(self._embed) if self._zero else self._corrupted_embed
-        total: Any = 0
+        clean, corrupted = self._model.embeds
+        start = torch.zeros_like(clean) if self._zero else corrupted
+        estimates = torch.zeros(self.graph.exists.shape, dtype=torch.float64)
+        gradients: list[Tensor] = []
         for step in range(1, steps + 1):
-            reads: list[Tensor] = []
             with torch.enable_grad():
-                embed = start + step / steps * (self._embed - start)
-                logits, sent = self._run(every, embed, precise, reads=reads)
-                gradients = torch.autograd.grad(metric(logits).sum(), reads)
-            total = total + torch.cat(gradients)[:, 0] / steps
-        estimates = -torch.einsum("rbtd,sbtd->rs", total, sent.detach()[:, 0]).cpu()
+                state = self._nothing(start + step / steps * (clean - start), precise)
+                run = self._run(self.graph.exists[None], state, watch=True)
+                found = torch.autograd.grad(metric(run.logits).sum(), [x for *_, x in run.reads])
+            gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else list(found)
+        # The last run was the clean one.
+        for (rows, wide, _), gradient in zip(run.reads, gradients, strict=True):
+            sent = run.sent_by_all(0)[wide].detach()
+            estimates[rows] = -torch.einsum("rbtd,sbtd->rs", gradient[:, 0], sent).to(estimates) / steps
         return estimates.where(self.graph.exists, torch.nan)
 
-    @torch.no_grad()
-    def _observe(self, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]) -> None:
-        """What the library passes to its modules, and which norm stands where."""
-        first = self._watched(clean)
-        both = self._watched(
-            {
-                # Qwen's positions are (kind, batch, seq).
-                name: torch.cat([x, corrupted[name]], int(name == "position_ids" and x.ndim == 3))
-                for name, x in clean.items()
-            }
+    def _at_answers(self, x: Float[Tensor, "*axes batch seq d"]) -> Float[Tensor, "*axes batch n d"]:
+        return x[..., torch.arange(x.shape[-3], device=x.device)[:, None], self._positions, :]
+
+    def _most(self, edges: Bool[Tensor, "receiver sender"]) -> int:
+        """How many sets of edges, with no more than the given ones, memory allows at once."""
+        embed = self._model.embeds[0]
+        limit = 2**27 if embed.device.type == "cpu" else 2**30
+        return max(1, limit // (embed.numel() * (int(edges.any(0).sum()) + self._group)))
+
+    def _queries(self, kind: str, head: int) -> list[int]:
+        """The query heads that a head's q or o belongs to, or a key-value head's k or v."""
+        return [head] if kind in "qo" else list(range(head * self._group, (head + 1) * self._group))
+
+    def _nothing(self, embed: Float[Tensor, "batch seq d_model"], precise: Heads) -> "_State":
+        """The state in which only the embedding has been computed."""
+        precise = frozenset() if self._linear is None else precise
+        if precise not in self._references:
+            self._references = {precise: self._reference(precise)}
+        return self._state(embed, precise, self._references[precise])
+
+    def _state(
+        self, embed: Tensor, precise: Heads, references: tuple["_Reference", "_Reference"]
+    ) -> "_State":
+        n_receivers, n_senders = self.graph.exists.shape
+        sent = []
+        for x, reference in zip((self._at_answers(embed), embed), references, strict=True):
+            sent.append(x.new_zeros(n_senders, *x.shape))
+            sent[-1][0] = x - reference.sent[0]
+        has_sent = np.zeros(n_senders, int)
+        has_sent[0] = 2
+        edges = np.zeros((n_receivers, n_senders), np.float32)
+        return _State(
+            precise, references, edges, (sent[0], sent[1]), has_sent, {}, np.zeros(n_receivers, int)
         )
-        n = len(self._positions)
-        self._norms, self._tail = first.norms, first.tail
-        self._blocks = first.blocks
-        self._attention = [
-            _doubled(one, two) for one, two in zip(first.attention, both.attention, strict=True)
-        ]
-        self._embed = first.embed
-        self._corrupted_embed = both.embed[n:]
-        self.clean_logits = self._answers(first.logits)
-        self.corrupted_logits = self._answers(both.logits[n:])
-
-    def _answers(self, x: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch *n d"]:
-        """What stands at the answer positions."""
-        found = x[torch.arange(len(x), device=x.device)[:, None], self._positions]
-        return found if self._several else found[:, 0]
-
-    def _watched(self, inputs: Mapping[str, Tensor]) -> "_Seen":
-        """Runs the model and notes the arguments of its blocks and attention modules."""
-        blocks, layout = list(self._layout.blocks), self._layout
-        seen = _Seen()
-        outputs: dict[int, nn.Module] = {}
-        handles = []
-
-        def on_block(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if not seen.blocks:
-                seen.embed = args[0] if args else kwargs["hidden_states"]
-            seen.blocks.append((args[1:], _without_hidden(kwargs)))
-
-        def on_attention(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen.attention.append((args[1:], _without_hidden(kwargs)))
-            hidden = args[0] if args else kwargs["hidden_states"]
-            seen.norms.append(outputs.get(id(hidden)))
-            outputs.clear()
-
-        def on_child(module: nn.Module, args: tuple, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[id(output)] = module
-                seen.kept.append(output)  # or its id could be another tensor's
-
-        def on_tail(module: nn.Module, args: tuple, output: Any) -> None:
-            if len(seen.blocks) == len(blocks):
-                seen.tail.append(module)
-
-        for layer, block in enumerate(blocks):
-            handles.append(block.register_forward_pre_hook(on_block, with_kwargs=True))
-            handles.append(layout.attention(layer).register_forward_pre_hook(on_attention, with_kwargs=True))
-            handles += [child.register_forward_hook(on_child) for child in block.children()]
-        handles += [
-            child.register_forward_hook(on_tail)
-            for child in layout.owner.children()
-            if child is not blocks and not isinstance(child, nn.ModuleList)
-        ]
-        try:
-            seen.logits = self._subject.model(**inputs, use_cache=False).logits
-        finally:
-            for handle in handles:
-                handle.remove()
-        seen.kept.clear()
-        return seen
-
-    def _split(self) -> None:
-        """Views of the attention's weights, head by head."""
-        layout = self._layout
-        self._weights: list[dict[str, tuple[Tensor, Tensor | None]]] = []
-        self._bias: list[Tensor | None] = []
-        for layer in range(len(layout.blocks)):
-            own = {}
-            for site in "qkv":
-                point = layout.point(site, layer)
-                weight, bias = _matrix(point.module)
-                # [d_in, heads, d_head] -> [heads, d_head, d_in]
-                own[site] = (
-                    point.view(weight.mT).permute(1, 2, 0),
-                    None if bias is None else point.view(bias[None])[0],
-                )
-            point = layout.point("z", layer)
-            weight, bias = _matrix(point.module)
-            own["o"] = (weight.unflatten(1, (layout.n_heads, layout.d_head)).transpose(0, 1), None)
-            self._weights.append(own)
-            self._bias.append(bias)
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """Compares the graph with all its edges with the model."""
-        linear, custom = self._linear, self._custom
-        self._linear, self._custom = full_precision, False
-        every = self.logits(self.graph.exists[None])[0]
-        self._linear, self._custom = linear, custom
-        self._caches.clear()
-        off = float((every - self.clean_logits).abs().max() / self.clean_logits.abs().max())
-        half = self._embed.dtype in (torch.bfloat16, torch.float16)
-        if not off < (0.1 if half else 1e-3):
-            raise LookupError(
-                f"no graph of edges of {type(self._subject.model).__name__}: with all edges present its logits "
-                f"are off by {off:.2g} of the largest, so that something adds to or scales the residual stream "
-                "beside embedding, heads and MLPs"
-            )
-
-    def _reference(self, precise: Heads) -> "_Reference":
-        """What senders add in the corrupted run, and what every receiver reads there."""
-        if precise not in self._caches:
-            self._caches = {precise: self._corrupted_run(precise)}
-        return self._caches[precise]
-
-    def _corrupted_run(self, precise: Heads) -> "_Reference":
-        layout, embed = self._layout, self._embed
-        n_layers = len(layout.blocks)
-        bias = torch.zeros_like(embed[:1, :1, :1].expand(1, 1, 1, embed.shape[-1]).squeeze(0))
-        reads: list[Tensor] = []
-        for layer in range(n_layers):
-            reads.append(bias)
-            own = self._bias[layer]
-            bias = bias if own is None else bias + own
-            reads.append(reads[-1] if "resid_mid" in layout.withheld else bias)
-        reads.append(bias)
-        zero = _Reference(torch.zeros_like(embed[:0]), reads)
+    def _reference(self, precise: Heads) -> tuple["_Reference", "_Reference"]:
+        """What senders add in the corrupted run and what receivers read there; at answers, and everywhere."""
+        layout, corrupted = self._model.layout, self._model.embeds[1]
+        biases, total = [], corrupted.new_zeros(1, 1, layout.d_model)
+        for bias in self._model.out_biases:
+            biases.append(total)
+            total = total if bias is None else total + bias
+            biases.append(biases[-1] if "resid_mid" in layout.withheld else total)
+        biases.append(total)
+        nothing = corrupted.new_zeros(len(self.graph.senders), 1, 1, 1)
+        shapes = (self._at_answers(corrupted).shape, corrupted.shape)
+        empty = tuple(_Reference(nothing, [x.expand(shape) for x in biases]) for shape in shapes)
         if self._zero:
-            return zero
-        every = self.graph.exists.to(embed)[None]
-        with torch.no_grad():
-            _, sent = self._run(every, self._corrupted_embed, precise, zero)
-        sent = sent[:, 0]
-        reads = []
-        for i, old in enumerate(zero.reads):
-            layer, half = divmod(i, 2)
-            name = (
-                Node("logits", n_layers)
-                if layer == n_layers
-                else Node("mlp" if half else "q", layer, -1 if half else 0)
-            )
-            row = self.graph.exists[self.graph.receivers.index(name)]
-            reads.append(old + sent[row.to(sent.device)].sum(0))
-        return _Reference(sent, reads)
+            return empty[0], empty[1]
+        run = self._run(self.graph.exists[None], self._state(corrupted, precise, (empty[0], empty[1])))
+        first = [rows[kind][0] for rows in self._rows for kind in ("q", "mlp")] + [-1]
+        exists = self.graph.exists[first].to(corrupted)
+        both = [
+            _Reference(sent, [*torch.einsum("rs,sbtd->rbtd", exists, sent) + torch.stack(biases)])
+            for sent in run.sent_by_all(0)
+        ]
+        return both[0], both[1]
 
-    def _run(
+    def _needs(self, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where receivers must be read, and senders known: 0 nowhere, 1 at the answers, 2 everywhere."""
+        read, sent = (np.zeros(n, int) for n in some.shape)
+        read[-1] = 1
+        for rows, sends in zip(reversed(self._rows), reversed(self._sends), strict=True):
+            for kind in ("mlp", "head"):
+                own = sends[kind]
+                sent[own] = (read[:, None] * some[:, own]).max(0)
+                if kind == "mlp":
+                    read[rows["mlp"]] = sent[own]
+            read[rows["q"]] = sent[own]
+            read[rows["k"]] = read[rows["v"]] = 2 * (sent[own].reshape(-1, self._group).max(1) > 0)
+        return read, sent
+
+    def _run(self, edges: Tensor, state: "_State", *, watch: bool = False) -> "_Run":
+        """The patched run for some sets of edges: what differs from a state is computed.
+
+        Args:
+            edges: variant receiver sender.
+            state: a circuit that was run before; the embedding is known at least.
+            watch: keep what receivers read, each for itself, in the autograd graph.
+        """
+        exists, embed = self.graph.exists, self._model.embeds[0]
+        host = edges.detach().cpu().float().numpy() * exists.numpy()
+        # A weight of zero has a gradient, too.
+        some = exists.numpy() if edges.requires_grad else (host != 0).any(0)
+        need_read, need_sent = self._needs(some)
+        weights = edges.to(embed) * exists.to(embed)
+        run = _Run(state, host, some, weights, need_read, need_sent, watch)
+        differs = (host != state.edges).any((0, 2))
+        for layer, (rows, sends) in enumerate(zip(self._rows, self._sends, strict=True)):
+            affected = differs | (some & run.changed).any(1)
+            missing = need_sent > state.has_sent
+            halves = 0
+
+            again = set()
+            own = sends["head"]
+            for kind in "qkv":
+                for i, r in enumerate(rows[kind]):
+                    if need_read[r] and (affected[r] or state.has_read[r] < need_read[r]):
+                        run.computed[r] = True
+                        again.update(self._queries(kind, i))
+            heads = [h for h, s in enumerate(own) if need_sent[s] and (h in again or missing[s])]
+            if heads:
+                halves += 1
+                for kind in "qkv":
+                    for wide in (0, 1):
+                        picked = [
+                            i
+                            for i, r in enumerate(rows[kind])
+                            if run.computed[r] and need_read[r] == wide + 1
+                        ]
+                        if picked:
+                            x = run.read(
+                                [rows[kind][i] for i in picked], wide, 2 * layer, self._model.norms[layer]
+                            )
+                            y = self._project(x, kind, layer, picked, state.precise)
+                            run.projected.setdefault((layer, kind), []).append(
+                                (picked, y if wide else self._spread(y))
+                            )
+                z = self._model.attend(layer, run)
+                for wide in (0, 1):
+                    picked = [h for h in heads if need_sent[own[h]] == wide + 1]
+                    if picked:
+                        x = z[picked] if wide else self._at_answers(z[picked])
+                        y = self._project(x, "o", layer, picked, state.precise)
+                        self._send(run, [own[h] for h in picked], y, wide)
+
+            (r,), (s,) = rows["mlp"], sends["mlp"]
+            affected = differs | (some & run.changed).any(1)
+            if need_sent[s] and (missing[s] or affected[r]):
+                halves += 1
+                wide = int(need_sent[s]) - 1
+                x = run.read([r], wide, 2 * layer + 1)[0].expand(len(edges), -1, -1, -1)
+                self._send(run, [s], self._model.mlp(layer, x, self._linear)[None], wide)
+            self.n_passes += len(edges) * halves / (2 * len(self._rows))
+        x = run.read([len(exists) - 1], 0, -1)[0].expand(len(edges), -1, -1, -1)
+        logits = self._model.unembed(x, self._linear)
+        run.logits = logits if self._several else logits[:, :, 0]
+        return run
+
+    def _project(
         self,
-        edges: Float[Tensor, "variant receiver sender"],
-        embed: Float[Tensor, "batch seq d_model"],
+        x: Float[Tensor, "head variant batch seq d_in"],
+        kind: str,
+        layer: int,
+        heads: list[int],
         precise: Heads,
-        reference: "_Reference | None" = None,
-        reads: list[Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "variant batch *n vocab"], Float[Tensor, "sender variant batch seq d_model"]]:
-        """The patched run: logits, and each sender's a_s - c_s."""
-        layout, graph = self._layout, self.graph
-        reference = self._reference(precise) if reference is None else reference
-        n = len(edges)
+    ) -> Float[Tensor, "head variant batch seq d_out"]:
+        """Some heads' projection."""
+        weight, bias = self._model.weights[layer][kind]
+        wanted = {head for own, head in precise if own == layer}
+        full = [i for i, head in enumerate(heads) if wanted & set(self._queries(kind, head))]
+        linear: Any = self._linear or full_precision
+        y = linear(x.flatten(1, 3), weight, bias, kind=kind, layer=layer, heads=heads, precise=full)
+        return y.unflatten(1, x.shape[1:4])
 
-        def read(row: int, n_rows: int, base: Tensor) -> Tensor:
-            x = _sum(edges[:, row : row + n_rows], sent, base)
-            if reads is not None:
-                reads.append(x if x.requires_grad else x.requires_grad_())
-            return x
+    def _spread(self, y: Float[Tensor, "*axes batch n d"]) -> Float[Tensor, "*axes batch seq d"]:
+        """Puts values at the answer positions among zeros, which nothing will read."""
+        full = y.new_zeros(*y.shape[:-2], self._model.embeds[0].shape[1], y.shape[-1])
+        full[..., torch.arange(y.shape[-3], device=y.device)[:, None], self._positions, :] = y
+        return full
 
-        minus = reference.sent if len(reference.sent) else [0] * len(graph.senders)
-        sent = [(embed - minus[0]).expand(n, *embed.shape)]
-        row = 0
-        for layer in range(len(layout.blocks)):
-            projected = {}
-            for site in "qkv":
-                weight, bias = self._weights[layer][site]
-                x = read(row, len(weight), reference.reads[2 * layer])
-                row += len(weight)
-                norm = self._norms[layer]
-                x = x if norm is None else norm(x)
-                y = self._linear(
-                    x.flatten(1, 3),
-                    weight,
-                    bias,
-                    kind=site,
-                    layer=layer,
-                    heads=list(range(len(weight))),
-                    precise=self._own(precise, layer, site, range(len(weight))),
-                )
-                projected[site] = y.unflatten(1, (n, *embed.shape[:2]))
-            z = self._attend(layer, projected)  # variant*batch seq head d_head
-            y = self._linear(
-                z.flatten(0, 1).transpose(0, 1),
-                self._weights[layer]["o"][0],
-                None,
-                kind="o",
-                layer=layer,
-                heads=list(range(layout.n_heads)),
-                precise=self._own(precise, layer, "o", range(layout.n_heads)),
-            ).unflatten(1, (n, *embed.shape[:2]))
-            before = len(sent)
-            sent += [y[h] - minus[before + h] for h in range(layout.n_heads)]
-            x = read(row, 1, reference.reads[2 * layer + 1])[0]
-            row += 1
-            sent.append(self._mlp(layer, x) - minus[len(sent)])
-        x = read(row, 1, reference.reads[-1])[0]
-        x = torch.stack([self._answers(one) for one in x])
-        for module in self._tail:
-            x = module(x)
-        weight, bias = _matrix(self._subject.model.get_output_embeddings())
-        y = self._linear(
-            x.flatten(0, -2), weight, bias, kind="unembed", layer=len(layout.blocks), heads=None, precise=[]
-        )
-        return y.view(*x.shape[:-1], -1), torch.stack(sent)
-
-    def _own(self, precise: Heads, layer: int, site: str, heads: Sequence[int]) -> list[int]:
-        """Where in an axis of heads the precise ones are; a key-value head is precise with any of its queries."""
-        group = 1 if site in ("q", "o") else self._layout.n_heads // self._layout.n_kv_heads
-        wanted = {head // group for own, head in precise if own == layer}
-        return [i for i, head in enumerate(heads) if head in wanted]
-
-    def _attend(self, layer: int, projected: dict[str, Tensor]) -> Float[Tensor, "row seq head d_head"]:
-        """The heads' outputs z, by the library's attention with its projections' outputs given."""
-        layout = self._layout
-        attention, out = layout.attention(layer), layout.point("z", layer).module
-        buffers: dict[nn.Module, Tensor] = {}
-        n, batch, seq = projected["q"].shape[1:4]
-        for site, y in projected.items():
-            point = layout.point(site, layer)
-            if point.module not in buffers:
-                width = _matrix(point.module)[0].shape[0]
-                buffers[point.module] = y.new_empty(n * batch, seq, width)
-            point.view(buffers[point.module]).copy_(y.flatten(1, 2).permute(1, 2, 0, 3))
-        args, kwargs = _repeated(self._attention[layer], n)
-        hidden = self._embed.new_zeros(()).expand(n * batch, seq, layout.d_model)
-        if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
-            args = (hidden, *args[1:])
-        given: dict[nn.Module, Callable] = {m: lambda *_, y=y: y for m, y in buffers.items()}
-        with _replaced(given | {out: lambda z: z}):
-            z = attention.forward(hidden, *args, **kwargs)
-        z = z[0] if isinstance(z, tuple) else z
-        return z.view(n * batch, seq, layout.n_heads, layout.d_head)
-
-    def _mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"]) -> Tensor:
-        """What an MLP adds for a given input, by its whole block with an attention that adds nothing."""
-        layout = self._layout
-        block, attention = layout.blocks[layer], layout.attention(layer)
-        added: list[Tensor] = []
-
-        def nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-            if layout.family.mid.startswith(">"):
-                return args[0], None
-            return torch.zeros_like(hidden_states), None
-
-        given: dict[nn.Module, Callable] = {attention: nothing}
-        if self._custom:
-            inside = set(attention.modules())
-            for module in block.modules():
-                if module not in inside and (hasattr(module, "in_features") or hasattr(module, "nf")):
-                    given[module] = lambda x, m=module: self._projected(x, m, layer)
-        point = layout.point("mlp_out", layer)
-        handle = point.module.register_forward_hook(lambda module, args, output: added.append(output))
-        args, kwargs = self._blocks[layer]
-        try:
-            with _replaced(given):
-                block(x.flatten(0, 1), *args, **kwargs)
-        finally:
-            handle.remove()
-        y = added[0][0] if isinstance(added[0], tuple) else added[0]
-        return y.reshape(x.shape)
-
-    def _projected(self, x: Tensor, module: nn.Module, layer: int) -> Tensor:
-        weight, bias = _matrix(module)
-        y = self._linear(x.flatten(0, -2), weight, bias, kind="mlp", layer=layer, heads=None, precise=[])
-        return y.view(*x.shape[:-1], -1)
+    def _send(self, run: "_Run", senders: list[int], y: Tensor, wide: int) -> None:
+        """Notes what senders add, less what they add in the corrupted run."""
+        for i in (0, 1)[: wide + 1]:
+            out = self._at_answers(y) if wide > i else y
+            run.sent[i].append(senders, out - run.state.references[i].sent[senders][:, None])
+        run.changed[senders] = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Reference:
-    """The corrupted run: what senders add; what receivers read, for each half of each layer and the logits."""
+    """The corrupted run: what senders add; what each half of each layer, and the logits, read."""
 
     sent: Float[Tensor, "sender batch seq d_model"]
     reads: list[Float[Tensor, "batch seq d_model"]]
 
 
+@dataclass
+class _State:
+    """A circuit that was run: what of it is known, at the answers or everywhere.
+
+    Attributes:
+        precise: the heads in full precision.
+        references: the corrupted run, at the answers and everywhere.
+        edges: the circuit.
+        sent: a_s - c_s, at the answers and everywhere: sender batch seq d_model.
+        has_sent: where each sender's is known: 0 nowhere, 1 at the answers, 2 everywhere.
+        projected: (layer, "q", "k" or "v") -> head batch seq d_head.
+        has_read: likewise for the receivers.
+    """
+
+    precise: Heads
+    references: tuple[_Reference, _Reference]
+    edges: np.ndarray
+    sent: tuple[Tensor, Tensor]
+    has_sent: np.ndarray
+    projected: dict[tuple[int, str], Tensor]
+    has_read: np.ndarray
+
+
+class _Sent:
+    """What the senders that differ from a state add: sender variant batch seq d_model."""
+
+    def __init__(self) -> None:
+        self.senders: list[int] = []
+        self.parts: list[Tensor] = []
+
+    def append(self, senders: list[int], values: Tensor) -> None:
+        """Adds some senders."""
+        self.senders += senders
+        self.parts.append(values)
+
+    def stacked(self) -> Tensor:
+        """All of them."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]
+        return self.parts[0]
+
+
+class _Run:
+    """A patched run of several sets of edges, as far as it differs from a state."""
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        state: _State,
+        edges: np.ndarray,
+        some: np.ndarray,
+        weights: Tensor,
+        need_read: np.ndarray,
+        need_sent: np.ndarray,
+        watch: bool,
+    ) -> None:
+        self.state, self.edges, self.some, self.weights = state, edges, some, weights
+        self.need_read, self.need_sent, self.watch = need_read, need_sent, watch
+        self.changed = np.zeros(len(need_sent), bool)  # senders
+        self.computed = np.zeros(len(need_read), bool)  # q, k and v inputs
+        self.sent = (_Sent(), _Sent())  # at the answers; everywhere
+        self.projected: dict[tuple[int, str], list[tuple[list[int], Tensor]]] = {}
+        self.reads: list[tuple[list[int], int, Tensor]] = []
+
+    def read(
+        self, rows: list[int], wide: int, half: int, norm: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "row variant batch seq d_model"]:
+        """What receivers read; one variant stands for all if they agree. Equal rows are computed once."""
+        first: dict[bytes, int] = {}
+        place = [first.setdefault(self.edges[:, r].tobytes(), r) for r in rows]
+        own = rows if self.watch else list(first.values())
+        edges, weights = self.edges[:, own], self.weights[:, own]
+        if (edges == edges[:1]).all() and not weights.requires_grad:
+            weights = weights[:1]
+        used = self.some[own].any(0)
+        kept, new = np.flatnonzero(used & ~self.changed), self.sent[wide]
+        x = self.state.references[wide].reads[half]
+        if len(kept):
+            x = x + torch.einsum("vrs,sbtd->rvbtd", weights[..., kept], self.state.sent[wide][kept])
+        if (used & self.changed).any():
+            w, s = weights[..., new.senders], new.stacked()
+            x = x + torch.einsum("vrs,svbtd->rvbtd" if len(w) > 1 else "xrs,svbtd->rvbtd", w, s)
+        if x.ndim == 3:
+            x = x.expand(len(own), 1, -1, -1, -1)
+        if self.watch:
+            x = x if x.requires_grad else x.requires_grad_()
+            self.reads.append((rows, wide, x))
+        x = x if norm is None else norm(x)
+        if len(own) == len(rows):
+            return x
+        return x.expand(len(rows), -1, -1, -1, -1) if len(own) == 1 else x[[own.index(r) for r in place]]
+
+    def sent_by_all(self, variant: int) -> tuple[Tensor, Tensor]:
+        """a_s - c_s of every sender in one of the sets, at the answers and everywhere."""
+        both = []
+        for old, new in zip(self.state.sent, self.sent, strict=True):
+            old = old.clone()
+            if new.senders:
+                old[new.senders] = new.stacked()[:, variant]
+            both.append(old)
+        return both[0], both[1]
+
+    def keep(self, variant: int) -> None:
+        """Makes one of the sets the state."""
+        state = self.state
+        state.edges = self.edges[variant]
+        for old, new in zip(state.sent, self.sent, strict=True):
+            if new.senders:
+                old[new.senders] = new.stacked()[:, variant]
+        state.has_sent = np.where(self.changed, self.need_sent, state.has_sent) * (self.need_sent > 0)
+        state.has_sent[0] = 2
+        state.has_read = np.where(self.computed, self.need_read, state.has_read) * (self.need_read > 0)
+        for where, parts in self.projected.items():
+            for heads, y in parts:
+                state.projected[where][heads] = y[:, min(variant, y.shape[1] - 1)]
+
+
 class _Seen:
-    """What one run of the model showed."""
+    """What one run of the library's model showed: arguments, norms before attention, modules after the blocks."""
+
+    embed: Tensor
+    logits: Tensor
 
     def __init__(self) -> None:
         self.blocks: list[tuple[tuple, dict]] = []
         self.attention: list[tuple[tuple, dict]] = []
         self.norms: list[nn.Module | None] = []
         self.tail: list[nn.Module] = []
-        self.kept: list[Tensor] = []
-        self.embed: Tensor
-        self.logits: Tensor
 
 
-def _sum(
-    edges: Float[Tensor, "variant row sender"], sent: list[Float[Tensor, "variant batch seq d"]], base: Tensor
-) -> Float[Tensor, "row variant batch seq d"]:
-    """What receivers read: base + sum over senders of edge times difference."""
-    return base + torch.einsum("vrs,svbtd->rvbtd", edges[..., : len(sent)], torch.stack(sent))
+class _Model:
+    """A decoder in parts, which are its own modules.
+
+    Attributes:
+        layout: where its sites are.
+        embeds: the residual stream that enters the first block: clean, corrupted.
+        logits: by the library, at all positions: clean, corrupted.
+        norms: what stands before each layer's attention.
+        weights: layer -> "q", "k", "v" or "o" -> weight (head d_out d_in) and bias.
+        out_biases: of the attention's output projections.
+    """
+
+    def __init__(
+        self, subject: Subject, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]
+    ) -> None:
+        self.layout, self._net = subject.layout, subject.model
+        # Qwen's positions are (kind, batch, seq).
+        axes = {name: int(name == "position_ids" and x.ndim == 3) for name, x in clean.items()}
+        both = {name: torch.cat([x, corrupted[name]], axes[name]) for name, x in clean.items()}
+        with torch.no_grad():
+            one, two = self._watched(clean), self._watched(both)
+        n = len(clean["input_ids"])
+        self.embeds, self.logits = (one.embed, two.embed[n:]), (one.logits, two.logits[n:])
+        self.norms, self._tail, self._blocks = one.norms, one.tail, one.blocks
+        self._attention = [_growing(a, b) for a, b in zip(one.attention, two.attention, strict=True)]
+        self.weights: list[dict[str, tuple[Tensor, Tensor | None]]] = []
+        self.out_biases: list[Tensor | None] = []
+        for layer in range(len(self.layout.blocks)):
+            own: dict[str, tuple[Tensor, Tensor | None]] = {}
+            for site in "qkv":
+                point = self._point(site, layer)
+                weight, bias = _matrix(point.module)
+                own[site] = (
+                    point.view(weight.mT).permute(1, 2, 0),
+                    None if bias is None else point.view(bias[None])[0],
+                )
+            weight, bias = _matrix(self._point("z", layer).module)
+            own["o"] = weight.unflatten(1, (self.layout.n_heads, -1)).transpose(0, 1), None
+            self.weights.append(own)
+            self.out_biases.append(bias)
+
+    def _point(self, site: str, layer: int) -> Any:
+        return self.layout.point(site, layer)
+
+    def _watched(self, inputs: Mapping[str, Tensor]) -> _Seen:
+        layout, seen = self.layout, _Seen()
+        outputs: list[tuple[nn.Module, Any]] = []
+
+        def on_block(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden, *rest = _arguments(args, kwargs)
+            if not seen.blocks:
+                seen.embed = hidden
+            seen.blocks.append((rest[0], rest[1]))
+
+        def on_attention(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden, *rest = _arguments(args, kwargs)
+            seen.attention.append((rest[0], rest[1]))
+            seen.norms.append(next((child for child, output in outputs if output is hidden), None))
+            outputs.clear()
+
+        def on_child(module: nn.Module, args: tuple, output: Any) -> None:
+            outputs.append((module, output))
+
+        def on_tail(module: nn.Module, args: tuple, output: Any) -> None:
+            if len(seen.blocks) == len(layout.blocks):
+                seen.tail.append(module)
+
+        with ExitStack() as stack:
+            for layer, block in enumerate(layout.blocks):
+                hooks = [block.register_forward_pre_hook(on_block, with_kwargs=True)]
+                hooks.append(
+                    layout.attention(layer).register_forward_pre_hook(on_attention, with_kwargs=True)
+                )
+                hooks += [child.register_forward_hook(on_child) for child in block.children()]
+                for hook in hooks:
+                    stack.callback(hook.remove)
+            for child in layout.owner.children():
+                stack.callback(child.register_forward_hook(on_tail).remove)
+            seen.logits = self._net(**inputs, use_cache=False).logits
+        return seen
+
+    def attend(self, layer: int, run: _Run) -> Float[Tensor, "head variant batch seq d_head"]:
+        """The heads' outputs z, by the library's attention with its projections' outputs given."""
+        layout, embed = self.layout, self.embeds[0]
+        batch, seq, d_model = embed.shape
+        n = len(run.edges)
+        outputs: dict[nn.Module, Tensor] = {}
+        for site in "qkv":
+            point, parts = self._point(site, layer), run.projected.get((layer, site), [])
+            if point.module not in outputs:
+                width = len(_matrix(point.module)[0])
+                outputs[point.module] = embed.new_zeros(n, batch, seq, width)
+            view = point.view(outputs[point.module])  # variant batch seq head d_head
+            known = run.state.projected.get((layer, site))
+            if known is None:
+                known = embed.new_zeros(view.shape[3], *view.shape[1:3], view.shape[4])
+                run.state.projected[layer, site] = known
+            if sum(len(heads) for heads, _ in parts) < view.shape[3]:
+                view.copy_(known.permute(1, 2, 0, 3))
+            for heads, y in parts:
+                view[..., heads, :] = y.permute(1, 2, 3, 0, 4).expand(n, -1, -1, -1, -1)
+        given: dict[nn.Module, Callable] = {
+            module: lambda *_, y=y: y.flatten(0, 1) for module, y in outputs.items()
+        }
+        given[self._point("z", layer).module] = lambda z: z
+        args, kwargs = _repeated(self._attention[layer], n)
+        hidden = embed.new_zeros(()).expand(n * batch, seq, d_model)
+        if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
+            args = (hidden, *args[1:])
+        with _computing(given):
+            z = layout.attention(layer).forward(hidden, *args, **kwargs)
+        z = z[0] if isinstance(z, tuple) else z
+        return z.view(n, batch, seq, layout.n_heads, layout.d_head).permute(3, 0, 1, 2, 4)
+
+    def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"], linear: Linear | None) -> Tensor:
+        """What an MLP adds: its whole block is run, with an attention that adds nothing."""
+        layout = self.layout
+        block, attention, adds_residual = (
+            layout.blocks[layer],
+            layout.attention(layer),
+            layout.family.mid.startswith(">"),
+        )
+
+        def nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            return (args[0] if adds_residual else torch.zeros_like(hidden_states)), None
+
+        given: dict[nn.Module, Callable] = {attention: nothing}
+        if linear is not None:
+            inside = set(attention.modules())
+            for module in block.modules():
+                if module not in inside and (hasattr(module, "in_features") or hasattr(module, "nf")):
+                    given[module] = partial(_linearly, linear, module, "mlp", layer)
+        added: list[Any] = []
+        point = self._point("mlp_out", layer)
+        args, kwargs = self._blocks[layer]
+        with ExitStack() as stack:
+            stack.enter_context(_computing(given))
+            hook = point.module.register_forward_hook(lambda module, args, output: added.append(output))
+            stack.callback(hook.remove)
+            block(x.flatten(0, 1), *args, **kwargs)
+        return (added[0][0] if isinstance(added[0], tuple) else added[0]).reshape(x.shape)
+
+    def unembed(
+        self, x: Float[Tensor, "variant batch n d_model"], linear: Linear | None
+    ) -> Float[Tensor, "variant batch n vocab"]:
+        """Logits of what the last block leaves."""
+        for module in self._tail:
+            x = module(x)
+        head: Any = self._net.get_output_embeddings()
+        return head(x) if linear is None else _linearly(linear, head, "unembed", len(self.layout.blocks), x)
+
+
+def _linearly(linear: Linear, module: nn.Module, kind: Any, layer: int, x: Tensor) -> Tensor:
+    """A projection without heads, by other arithmetic."""
+    weight, bias = _matrix(module)
+    y = linear(x.flatten(0, -2), weight, bias, kind=kind, layer=layer, heads=None, precise=[])
+    return y.view(*x.shape[:-1], -1)
 
 
 def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out"] | None]:
@@ -634,52 +799,47 @@ def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_
     weight = module.weight
     if not weight.is_floating_point() or weight.ndim != 2:
         raise LookupError(
-            f"the weights of {type(module).__name__} are packed, so that heads have none of their own: load the "
-            "model without quantisation"
+            f"the weights of a {type(module).__name__} are packed, so that heads have none of their own: load "
+            "the model without quantisation"
         )
     return (weight.T if hasattr(module, "nf") else weight), module.bias
 
 
-def _without_hidden(kwargs: dict) -> dict:
-    return {name: value for name, value in kwargs.items() if name != "hidden_states"}
+def _arguments(args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
+    """The hidden states, and the other arguments."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {name: x for name, x in kwargs.items() if name != "hidden_states"}
 
 
-def _doubled(one: Any, two: Any) -> Any:
-    """Pairs each tensor with the axis along which it grows with the batch, or None."""
+def _growing(one: Any, two: Any) -> Any:
+    """Arguments with each tensor paired with the axis that grows with the batch, or None."""
     if isinstance(one, Tensor):
-        grown = [i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
-        return _Grown(one, grown[0] if grown else None)
+        axes = [i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
+        return _Growing(one, axes[0] if axes else None)
     if isinstance(one, (tuple, list)):
-        return tuple(_doubled(a, b) for a, b in zip(one, two, strict=True))
-    if isinstance(one, dict):
-        return {name: _doubled(value, two[name]) for name, value in one.items()}
-    return one
-
-
-def _repeated(value: Any, n: int) -> Any:
-    """The arguments of a batch for n variants of it."""
-    if isinstance(value, _Grown):
-        if value.axis is None or n == 1:
-            return value.tensor
-        times = [1] * value.tensor.ndim
-        times[value.axis] = n
-        return value.tensor.repeat(times)
-    if isinstance(value, tuple):
-        return tuple(_repeated(each, n) for each in value)
-    if isinstance(value, dict):
-        return {name: _repeated(each, n) for name, each in value.items()}
-    return value
+        return tuple(_growing(a, b) for a, b in zip(one, two, strict=True))
+    return {name: _growing(x, two[name]) for name, x in one.items()} if isinstance(one, dict) else one
 
 
 @dataclass(frozen=True)
-class _Grown:
+class _Growing:
     tensor: Tensor
     axis: int | None
 
 
+def _repeated(value: Any, n: int) -> Any:
+    """The arguments of a batch, for n variants of it."""
+    if isinstance(value, _Growing):
+        return value.tensor if value.axis is None else torch.cat([value.tensor] * n, value.axis)
+    if isinstance(value, tuple):
+        return tuple(_repeated(x, n) for x in value)
+    return {name: _repeated(x, n) for name, x in value.items()} if isinstance(value, dict) else value
+
+
 @contextmanager
-def _replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Replaces what modules compute; undone on leaving."""
+def _computing(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Modules compute something else; undone on leaving."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
@@ -693,6 +853,47 @@ def _replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
+def _check_inputs(
+    subject: Subject,
+    clean: Mapping[str, Tensor],
+    corrupted: Mapping[str, Tensor] | None,
+    positions: Tensor,
+    ablation: str,
+) -> None:
+    """Refuses what cannot be patched."""
+    if ablation not in ("corrupt", "zero"):
+        raise ValueError(f"ablation={ablation!r}: expected 'corrupt' or 'zero'")
+    if corrupted is None and ablation == "corrupt":
+        raise ValueError("corrupted prompts are missing: give them, or ablation='zero'")
+    if subject.model.training:
+        raise ValueError("the model is in training mode, in which dropout draws anew: call model.eval()")
+    shape = clean["input_ids"].shape
+    if corrupted is not None:
+        other = corrupted["input_ids"].shape
+        if other != shape:
+            raise ValueError(
+                f"clean prompts are {shape[0]} x {shape[1]} tokens, corrupted ones {other[0]} x {other[1]}: give "
+                "each clean prompt a corrupted one of the same length"
+            )
+        masks = [
+            x.get("attention_mask", torch.ones(shape, device=subject.device)) for x in (clean, corrupted)
+        ]
+        unequal = (masks[0] != masks[1]).any(1).nonzero()
+        if len(unequal):
+            row = int(unequal[0])
+            raise ValueError(
+                f"clean prompt {row} has {int(masks[0][row].sum())} tokens, its corrupted one "
+                f"{int(masks[1][row].sum())}: patching needs the same number"
+            )
+    if positions.ndim not in (1, 2) or len(positions) != shape[0] or positions.is_floating_point():
+        raise ValueError(
+            f"positions: expected whole numbers, one row for each of {shape[0]} prompts; got "
+            f"{positions.dtype} of shape {tuple(positions.shape)}"
+        )
+    if not ((positions >= 0) & (positions < shape[1])).all():
+        raise ValueError(f"positions must be from 0 to {shape[1] - 1}; got {positions.tolist()}")
+
+
 @dataclass(frozen=True)
 class Circuit:
     """What ACDC keeps.
@@ -700,10 +901,10 @@ class Circuit:
     Attributes:
         edges: the kept edges.
         effects: by how much the metric rose when each edge was cut from the circuit as it was then; NaN where
-            there is no edge, or where its receiver had been cut off before.
+            there is no edge, or where nothing read its receiver any more.
         metric: of the circuit.
         n_evaluated: how many sets of edges were evaluated.
-        n_passes: the same in forward passes of the batch: each set counts with the blocks that it ran.
+        n_passes: the same in forward passes of the batch (see `Patcher`).
     """
 
     edges: Bool[Tensor, "receiver sender"]
@@ -711,20 +912,6 @@ class Circuit:
     metric: float
     n_evaluated: int
     n_passes: float
-
-
-def receiving_head(patcher: Patcher) -> Callable[[Node, Node], Heads]:
-    """The head whose input an edge is, as what must be precise while the edge is tested."""
-    group = patcher._layout.n_heads // patcher._layout.n_kv_heads
-
-    def precise(sender: Node, receiver: Node) -> Heads:
-        if receiver.kind == "q":
-            return frozenset({(receiver.layer, receiver.head)})
-        if receiver.kind in "kv":
-            return frozenset((receiver.layer, receiver.head * group + i) for i in range(group))
-        return frozenset()
-
-    return precise
 
 
 @torch.no_grad()
@@ -738,7 +925,7 @@ def acdc(
     speculate: bool = True,
     on_step: Callable[[int], object] | None = None,
 ) -> Circuit:
-    """Automatic circuit discovery (Conmy et al. 2023, algorithm 1), exactly as if one edge were tested at a time.
+    """Automatic circuit discovery (Conmy et al. 2023, algorithm 1), exactly as if edges were tested one by one.
 
     Each edge in turn is cut; it stays cut if the metric rises by less than tau. A node whose output nothing
     reads any more loses the edges into it without a test.
@@ -748,10 +935,10 @@ def acdc(
         metric: what is to stay small, such as the divergence from `patcher.clean_logits`.
         tau: the threshold, in the metric's units.
         order: all edges, in the order in which they are tested; None for `Graph.order()`.
-        precise: (sender, receiver) -> heads in full precision while that edge is tested; the metric of the circuit
-            is measured again whenever they change. None for the receiver's head.
-        speculate: test the edges of a receiver together, as if all the earlier ones were cut, and go back to the
-            first that is not. The result is the same.
+        precise: (sender, receiver) -> heads in full precision while that edge is tested; the metric of the
+            circuit is measured again whenever they change. None for the receiver's head.
+        speculate: test a receiver's edges together, each as if the guesses about the earlier ones were right,
+            and go back to the first that was wrong. The result is the same.
         on_step: called with the number of edges just decided.
 
     Raises:
@@ -763,56 +950,92 @@ def acdc(
     order = graph.order() if order is None else list(order)
     if sorted(order) != sorted(map(tuple, graph.exists.nonzero().tolist())):
         raise ValueError(f"the order must name each of the {graph.n_edges} edges once")
-    precise = precise or receiving_head(patcher)
-    edges = graph.exists.clone()
-    effects = torch.full(edges.shape, torch.nan)
-    outputs = {(node.layer, node.head, node.kind): i for i, node in enumerate(graph.senders)}
-    group = patcher._layout.n_heads // patcher._layout.n_kv_heads
-    n_evaluated, current = 0, float("nan")
+    if precise is None:
 
-    def is_read(receiver: Node) -> bool:
-        if receiver.kind == "logits":
-            return True
-        if receiver.kind == "mlp":
-            return bool(edges[:, outputs[receiver.layer, -1, "mlp"]].any())
-        heads = (
-            [receiver.head]
-            if receiver.kind == "q"
-            else range(receiver.head * group, (receiver.head + 1) * group)
-        )
-        return any(bool(edges[:, outputs[receiver.layer, head, "head"]].any()) for head in heads)
+        def precise(sender: Node, receiver: Node) -> Heads:
+            queries = patcher._queries(receiver.kind, receiver.head) if receiver.kind in "qkv" else []
+            return frozenset((receiver.layer, head) for head in queries)
 
-    def measure(sets: Tensor, heads: Heads) -> list[float]:
-        nonlocal n_evaluated
-        n_evaluated += len(sets)
-        return metric(patcher.logits(sets, precise=heads)).tolist()
+    search, before = _Search(patcher, metric, tau, speculate), patcher.n_passes
 
-    def key(edge: Edge) -> tuple[int, Heads]:
+    def test(edge: Edge) -> tuple[int, Heads]:
         return edge[0], precise(graph.senders[edge[1]], graph.receivers[edge[0]])
 
-    measured: Heads | None = None
-    for (r, heads), run in groupby(order, key):
+    for (r, heads), run in groupby(order, test):
         senders = [s for _, s in run]
-        if not is_read(graph.receivers[r]):
-            edges[r, senders] = False
-        else:
-            if measured != heads:
-                current, measured = measure(edges[None], heads)[0], heads
-            while senders:
-                width = min(len(senders), 16) if speculate else 1
-                sets = edges.repeat(width, 1, 1)
-                for i, s in enumerate(senders[:width]):
-                    sets[i:, r, s] = False
-                for i, value in enumerate(measure(sets, heads)):
-                    s = senders[i]
-                    effects[r, s] = value - current
-                    if value - current >= tau:
-                        break
-                    edges, current = sets[i], value
-                senders = senders[i + 1 :]
-                if on_step is not None:
-                    on_step(i + 1)
-    return Circuit(edges, effects, current, n_evaluated, float(n_evaluated))
+        while senders:
+            n = search.decide(r, senders, heads)
+            senders = senders[n:]
+            if on_step is not None:
+                on_step(n)
+    return Circuit(
+        search.edges, search.effects, search.current, search.n_evaluated, patcher.n_passes - before
+    )
+
+
+class _Search:
+    """ACDC on its way: the circuit as it is, its metric, and guesses at what comes."""
+
+    def __init__(self, patcher: Patcher, metric: Metric, tau: float, speculate: bool) -> None:
+        self.patcher, self.metric, self.tau, self.speculate = patcher, metric, tau, speculate
+        self.edges = patcher.graph.exists.clone()
+        self.effects = torch.full(self.edges.shape, torch.nan, dtype=torch.float64)
+        self.current = float("nan")
+        self.n_evaluated = 0
+        self.state: _State | None = None
+        self.asked: Heads | None = None
+        self.width = 8
+        self.guesses: dict[Edge, bool] = {}
+        graph = patcher.graph
+        self.outputs = {(node.layer, node.head): s for s, node in enumerate(graph.senders)}
+
+    def decide(self, r: int, senders: list[int], heads: Heads) -> int:
+        """Decides about the first of a receiver's edges; returns about how many."""
+        node = self.patcher.graph.receivers[r]
+        if node.kind != "logits":
+            own = self.patcher._queries(node.kind, node.head) if node.kind in "qkv" else [-1]
+            if not self.edges[:, [self.outputs[node.layer, head] for head in own]].any():
+                self.edges[r, senders] = False
+                return len(senders)
+        if self.state is None or (heads != self.asked and self.patcher._linear is not None):
+            self.state, self.asked = self.patcher._nothing(self.patcher._model.embeds[0], heads), heads
+            run = self.patcher._run(self.edges[None], self.state)
+            self.current = self.metric(run.logits).tolist()[0]
+            run.keep(0)
+            self.n_evaluated += 1
+
+        width = min(self.width, self.patcher._most(self.edges)) if self.speculate else 1
+        tried = senders[:width]
+        guesses = [self.guesses.get((r, s), True) for s in tried]
+        path, sets = self.edges, self.edges.repeat(len(tried), 1, 1)
+        for i, s in enumerate(tried):
+            sets[i] = path
+            sets[i, r, s] = False
+            path = sets[i] if guesses[i] else path
+        run = self.patcher._run(sets, self.state)
+        values = self.metric(run.logits).tolist()
+        self.n_evaluated += len(tried)
+
+        last = -1
+        along = self.current  # the metric along the guessed path
+        right = True
+        n = len(tried)
+        for i, (s, value, guess) in enumerate(zip(tried, values, guesses, strict=True)):
+            cut = value - along < self.tau
+            if right:
+                self.effects[r, s] = value - along
+                if cut:
+                    last = i
+                if cut != guess:
+                    right, n = False, i + 1
+            else:
+                self.guesses[r, s] = cut
+            along = value if guess else along
+        if last >= 0:
+            self.edges, self.current = sets[last], values[last]
+            run.keep(last)
+        self.width = min(2 * self.width, 64) if right else max(2, min(self.width, 2 * n))
+        return n
 
 
 @torch.no_grad()
@@ -821,11 +1044,15 @@ def edge_effects(
 ) -> Float[Tensor, "receiver sender"]:
     """By how much the metric rises when each edge alone is cut; NaN where there is no edge."""
     exists = patcher.graph.exists
-    whole = metric(patcher.logits(exists[None], precise=precise))[0]
-    effects = torch.full(exists.shape, torch.nan)
+    state = patcher._nothing(patcher._model.embeds[0], precise)
+    run = patcher._run(exists[None], state)
+    whole = metric(run.logits)[0]
+    run.keep(0)
+    effects = torch.full(exists.shape, torch.nan, dtype=torch.float64)
     for r, row in enumerate(exists):
-        senders = row.nonzero()[:, 0]
-        sets = exists.repeat(len(senders), 1, 1)
-        sets[torch.arange(len(senders)), r, senders] = False
-        effects[r, senders] = (metric(patcher.logits(sets, precise=precise)) - whole).float().cpu()
+        for senders in row.nonzero()[:, 0].split(patcher._most(exists)):
+            sets = exists.repeat(len(senders), 1, 1)
+            sets[torch.arange(len(senders)), r, senders] = False
+            values = metric(patcher._run(sets, state).logits)
+            effects[r, senders] = (values - whole).to(effects)
     return effects
