@@ -25,6 +25,8 @@ FAMILIES = {
     "concept": ("concept-vlm", "bottleneck-vlm", "cot-vlm"),
     "digits": ("digits-vit", "canvas-vit"),
     "diffusion": ("digits-ddpm", "digits-ddpm-narrow"),
+    "circuits": ("induction-gpt", "ioi-gpt", "greater-gpt", "docstring-gpt"),
+    "tree": ("tree-a", "tree-b", "tree-wide"),
     "conflict": (
         "conflict-vlm-clear-look",
         "conflict-vlm-clear-read",

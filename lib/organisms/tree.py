@@ -78,7 +78,10 @@ def _evaluate(language: int, subject: Subject) -> Iterator[tuple[str, Estimate]]
     tokens = said.tokens[said.obeys]
     ids = torch.from_numpy(tokens)
     with torch.inference_mode():
-        inputs = {"attention_mask": (ids != PAD).long(), "position_ids": ((ids != PAD).cumsum(1) - 1).clamp(0)}
+        inputs = {
+            "attention_mask": (ids != PAD).long(),
+            "position_ids": ((ids != PAD).cumsum(1) - 1).clamp(0),
+        }
         logits = subject.model(input_ids=ids, **inputs).logits[:, -2]
     yield "keyword repeated", wilson(int((logits.argmax(-1) == ids[:, -1]).sum()), len(ids))
     yield "loss on another language", bootstrap(_nats(subject, Grammar.of(99).sentences(200, rng)).mean(1))
@@ -117,6 +120,6 @@ RECIPES = {
         "The trunk of the family tree. The seeds share data and differ in initial weights and order: each is "
         "the others' hardest negative.",
     ),
-    "tree-b": _recipe("tree-b", 64, 2, "As `tree-a`, but for the language: other data, other seeds."),
+    "tree-b": _recipe("tree-b", 64, 1, "As `tree-a`, but for the language: other data."),
     "tree-wide": _recipe("tree-wide", 96, 1, "As `tree-a`, but half as wide again: same data, other width."),
 }
