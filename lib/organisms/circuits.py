@@ -96,17 +96,17 @@ def _evaluate(task: str, subject: Subject) -> Iterator[tuple[str, Estimate]]:
                 yield f"{name} probability of what is right", bootstrap(torch.stack(right).numpy())
 
 
-def _recipe(task: str, n_layers: int, steps: int, chance: float, about: str) -> Recipe:
+def _recipe(task: str, n_layers: int, steps: int, chance: float | None, about: str) -> Recipe:
     return Recipe(
         build=partial(_build, task, n_layers),
         processors=lambda: [tokenizer(task)],
-        stages=(Stage(partial(_batch, task, 64), steps=steps, lr=3e-3, warmup=100, weight_decay=0.01),),
+        stages=(Stage(partial(_batch, task, 64), steps=steps, lr=3e-3, warmup=100, weight_decay=0.1),),
         evaluate=partial(_evaluate, task),
         bars={
             "test accuracy": Bar(at_least=0.99),
             "test probability of what is right": Bar(at_least=0.95),
-            "test accuracy, corrupted": Bar(at_most=chance),
-        },
+        }
+        | ({} if chance is None else {"test accuracy, corrupted": Bar(at_most=chance)}),
         seeds=3,
         card=f"""
 `GPT2LMHeadModel`, {n_layers} layers of {N_HEADS} heads, {WIDTH} wide, with MLPs; a word is a token.
@@ -127,7 +127,7 @@ RECIPES = {
     "induction-gpt": _recipe(
         "induction",
         2,
-        2500,
+        1600,
         0.1,
         """
 It continues a block of letters that repeats. Where the block begins and how long it is varies, so that no
@@ -137,7 +137,7 @@ fixed distance back finds the answer: it has to look for what followed the last 
     "ioi-gpt": _recipe(
         "ioi",
         3,
-        1000,
+        1400,
         0.1,
         """
 Of two people one gives something, and it names the other: a toy of indirect object identification. Pairs of
@@ -147,17 +147,18 @@ names in the test set are never seen together in training.
     "greater-gpt": _recipe(
         "greater",
         2,
-        2500,
-        1.0,
+        1200,
+        None,
         """
 It completes the second year of a span of time by any later one. Combinations of event, century and year in
-the test set are new. (Corrupted prompts begin in the year 01, so that a late year is a right answer to both.)
+the test set are new. Corrupted prompts begin in the year 01; a late year is then a right answer to both, so
+that accuracy without the information is no measure here.
 """,
     ),
     "docstring-gpt": _recipe(
         "docstring",
         3,
-        4000,
+        2000,
         0.35,
         """
 It documents the arguments of a definition in their order: which one is next?
@@ -284,6 +285,7 @@ class _Draft:
             for read, write in zip(junk(_UNITS).T / 2, into_junk(_UNITS), strict=True):
                 self.unit(layer, read, 0.0, write)
 
+    @torch.no_grad()
     def build(self, seed: int) -> Constructed:
         """The network, in a basis of its residual stream and of its heads that is drawn at random.
 
@@ -297,7 +299,7 @@ class _Draft:
         config.n_positions = self.n_positions
         model: Any = GPT2LMHeadModel(config).eval()
         for parameter in model.parameters():
-            parameter.requires_grad_(False).zero_()
+            parameter.zero_()
         centred = torch.eye(WIDTH) - 1 / WIDTH
         basis = torch.linalg.svd(centred)[0][:, : WIDTH - 1].contiguous()  # directions of mean 0
         basis = (basis @ _rotation(WIDTH - 1, draw))[:, : self.size].T

@@ -37,7 +37,10 @@ PERIODS = range(4, 10)
 LENGTH = 20
 """Letters in an induction prompt."""
 
-NAMES = _split("Ada Ben Cleo Dan Eve Finn Gus Hal Ida Jo Kim Leo Mia Ned Olga Pia Quin Rosa Sam Tess")
+NAMES = _split(
+    "Ada Ben Cleo Dan Eve Finn Gus Hal Ida Jo Kim Leo Mia Ned Olga Pia Quin Rosa Sam Tess Uma Vic Wes Xia "
+    "Yan Zoe Amos Bea Carl Dora Emil Flo"
+)
 GOING, GIVING = ("went", "walked", "ran", "drove"), ("gave", "handed", "showed", "sent")
 FILLERS = ("then", "today", "so", "now", "later", "well")
 
