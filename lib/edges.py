@@ -184,10 +184,16 @@ def full_precision(
     precise: list[int],
 ) -> Tensor:
     """The ordinary projection, in the model's own precision."""
-    if heads is not None and len(heads) < len(weight):
-        weight, bias = weight[heads], None if bias is None else bias[heads]
+    if heads is not None:
+        weight, bias = _take(weight, heads), None if bias is None else _take(bias, heads)
     y = x @ weight.mT
     return y if bias is None else y + bias[..., None, :]
+
+
+def _take(x: Tensor, indices: Sequence[int]) -> Tensor:
+    """Some entries along the first axis; a view where they stand together."""
+    first, last = int(indices[0]), int(indices[-1])
+    return x[first : last + 1] if last - first + 1 == len(indices) else x[list(indices)]
 
 
 class Patcher:
@@ -357,8 +363,14 @@ class Patcher:
         has_sent = np.zeros(n_senders, int)
         has_sent[0] = 2
         edges = np.zeros((n_receivers, n_senders), np.float32)
+        projected = {
+            (layer, kind): embed.new_zeros(len(weight), *embed.shape[:2], weight.shape[1])
+            for layer, own in enumerate(self._model.weights)
+            for kind, (weight, _) in own.items()
+            if kind != "o"
+        }
         return _State(
-            precise, references, edges, (sent[0], sent[1]), has_sent, {}, np.zeros(n_receivers, int)
+            precise, references, edges, (sent[0], sent[1]), has_sent, projected, np.zeros(n_receivers, int)
         )
 
     @torch.no_grad()
@@ -445,11 +457,12 @@ class Patcher:
                             run.projected.setdefault((layer, kind), []).append(
                                 (picked, y if wide else self._spread(y))
                             )
-                z = self._model.attend(layer, run)
+                z = self._model.attend(layer, run, heads)
                 for wide in (0, 1):
                     picked = [h for h in heads if need_sent[own[h]] == wide + 1]
                     if picked:
-                        x = z[picked] if wide else self._at_answers(z[picked])
+                        x = _take(z, [heads.index(h) for h in picked])
+                        x = x if wide else self._at_answers(x)
                         y = self._project(x, "o", layer, picked, state.precise)
                         self._send(run, [own[h] for h in picked], y, wide)
 
@@ -492,7 +505,7 @@ class Patcher:
         """Notes what senders add, less what they add in the corrupted run."""
         for i in (0, 1)[: wide + 1]:
             out = self._at_answers(y) if wide > i else y
-            run.sent[i].append(senders, out - run.state.references[i].sent[senders][:, None])
+            run.sent[i].append(senders, out - _take(run.state.references[i].sent, senders)[:, None])
         run.changed[senders] = True
 
 
@@ -530,20 +543,27 @@ class _State:
 class _Sent:
     """What the senders that differ from a state add: sender variant batch seq d_model."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         self.senders: list[int] = []
+        self.room = room
         self.parts: list[Tensor] = []
 
     def append(self, senders: list[int], values: Tensor) -> None:
         """Adds some senders."""
+        n = len(self.senders)
         self.senders += senders
-        self.parts.append(values)
+        if values.requires_grad:
+            self.parts.append(values)
+            return
+        if not self.parts:
+            self.parts = [values.new_empty(self.room, *values.shape[1:])]
+        self.parts[0][n : n + len(senders)] = values
 
     def stacked(self) -> Tensor:
         """All of them."""
         if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts)]
-        return self.parts[0]
+        return self.parts[0][: len(self.senders)]
 
 
 class _Run:
@@ -565,7 +585,8 @@ class _Run:
         self.need_read, self.need_sent, self.watch = need_read, need_sent, watch
         self.changed = np.zeros(len(need_sent), bool)  # senders
         self.computed = np.zeros(len(need_read), bool)  # q, k and v inputs
-        self.sent = (_Sent(), _Sent())  # at the answers; everywhere
+        # At the answers; everywhere.
+        self.sent = (_Sent(int((need_sent > 0).sum())), _Sent(int((need_sent > 1).sum())))
         self.projected: dict[tuple[int, str], list[tuple[list[int], Tensor]]] = {}
         self.reads: list[tuple[list[int], int, Tensor]] = []
 
@@ -581,12 +602,16 @@ class _Run:
             weights = weights[:1]
         used = self.some[own].any(0)
         kept, new = np.flatnonzero(used & ~self.changed), self.sent[wide]
-        x = self.state.references[wide].reads[half]
+        base = self.state.references[wide].reads[half]
         if len(kept):
-            x = x + torch.einsum("vrs,sbtd->rvbtd", weights[..., kept], self.state.sent[wide][kept])
+            own_part = torch.einsum("vrs,sbtd->rvbtd", weights[..., kept], _take(self.state.sent[wide], kept))
+            base = base + own_part
         if (used & self.changed).any():
             w, s = weights[..., new.senders], new.stacked()
-            x = x + torch.einsum("vrs,svbtd->rvbtd" if len(w) > 1 else "xrs,svbtd->rvbtd", w, s)
+            x = torch.einsum("vrs,svbtd->rvbtd" if len(w) > 1 else "xrs,svbtd->rvbtd", w, s)
+            x = x + base if x.requires_grad or base.requires_grad else x.add_(base)
+        else:
+            x = base
         if x.ndim == 3:
             x = x.expand(len(own), 1, -1, -1, -1)
         if self.watch:
@@ -596,6 +621,19 @@ class _Run:
         if len(own) == len(rows):
             return x
         return x.expand(len(rows), -1, -1, -1, -1) if len(own) == 1 else x[[own.index(r) for r in place]]
+
+    def known(
+        self, layer: int, site: str, heads: list[int]
+    ) -> Float[Tensor, "head variant batch seq d_head"]:
+        """Projected q, k or v of some heads: as computed here, or as the state has them."""
+        n, parts = len(self.edges), self.projected.get((layer, site), [])
+        if len(parts) == 1 and parts[0][0] == heads:
+            return parts[0][1].expand(-1, n, -1, -1, -1)
+        rows: list[Tensor] = [self.state.projected[layer, site][h].expand(n, -1, -1, -1) for h in heads]
+        for own, y in parts:
+            for h, values in zip(own, y, strict=True):
+                rows[heads.index(h)] = values.expand(n, -1, -1, -1)
+        return torch.stack(rows)
 
     def sent_by_all(self, variant: int) -> tuple[Tensor, Tensor]:
         """a_s - c_s of every sender in one of the sets, at the answers and everywhere."""
@@ -660,6 +698,7 @@ class _Model:
         self.embeds, self.logits = (one.embed, two.embed[n:]), (one.logits, two.logits[n:])
         self.norms, self._tail, self._blocks = one.norms, one.tail, one.blocks
         self._attention = [_growing(a, b) for a, b in zip(one.attention, two.attention, strict=True)]
+        self._repeats: dict[int, dict[int, Tensor]] = {}
         self.weights: list[dict[str, tuple[Tensor, Tensor | None]]] = []
         self.out_biases: list[Tensor | None] = []
         for layer in range(len(self.layout.blocks)):
@@ -675,6 +714,21 @@ class _Model:
             own["o"] = weight.unflatten(1, (self.layout.n_heads, -1)).transpose(0, 1), None
             self.weights.append(own)
             self.out_biases.append(bias)
+        self._alike = all(self._heads_are_alike(layer) for layer in range(len(self.layout.blocks)))
+
+    @torch.no_grad()
+    def _heads_are_alike(self, layer: int) -> bool:
+        """Whether attention does the same in all heads (no ALiBi, no sinks), so that any may stand for any."""
+        draw = torch.Generator().manual_seed(0)
+        batch, seq, _ = self.embeds[0].shape
+        inputs = {}
+        for site, n in zip("qkv", (self.layout.n_heads, *[self.layout.n_kv_heads] * 2), strict=True):
+            x = torch.randn(1, batch, seq, n, self.layout.d_head, generator=draw)
+            inputs[site] = x.to(self.embeds[0])
+        group = self.layout.n_heads // self.layout.n_kv_heads
+        rolled = {site: x.roll(group if site == "q" else 1, 3) for site, x in inputs.items()}
+        z, z_rolled = self._attended(layer, inputs), self._attended(layer, rolled)
+        return torch.allclose(z.roll(group, 3), z_rolled, rtol=1e-3, atol=1e-3, equal_nan=True)
 
     def _point(self, site: str, layer: int) -> Any:
         return self.layout.point(site, layer)
@@ -716,38 +770,61 @@ class _Model:
             seen.logits = self._net(**inputs, use_cache=False).logits
         return seen
 
-    def attend(self, layer: int, run: _Run) -> Float[Tensor, "head variant batch seq d_head"]:
-        """The heads' outputs z, by the library's attention with its projections' outputs given."""
-        layout, embed = self.layout, self.embeds[0]
-        batch, seq, d_model = embed.shape
-        n = len(run.edges)
-        outputs: dict[nn.Module, Tensor] = {}
+    def attend(
+        self, layer: int, run: _Run, heads: list[int]
+    ) -> Float[Tensor, "head variant batch seq d_head"]:
+        """Some heads' outputs z."""
+        layout, n = self.layout, len(run.edges)
+        size = layout.n_heads // layout.n_kv_heads
+        groups = sorted({head // size for head in heads}) if self._alike else list(range(layout.n_kv_heads))
+        n_full = -(-n * len(groups) // layout.n_kv_heads)
+        slots = {}
         for site in "qkv":
-            point, parts = self._point(site, layer), run.projected.get((layer, site), [])
+            own = [g * size + i for g in groups for i in range(size)] if site == "q" else groups
+            x = run.known(layer, site, own).unflatten(
+                0, (len(groups), -1)
+            )  # group own variant batch seq d_head
+            x = x.permute(2, 0, 3, 4, 1, 5).flatten(0, 1)  # slot batch seq own d_head
+            if n_full * layout.n_kv_heads > len(x):
+                x = torch.cat([x, x.new_zeros(n_full * layout.n_kv_heads - len(x), *x.shape[1:])])
+            x = x.unflatten(0, (n_full, layout.n_kv_heads)).permute(0, 2, 3, 1, 4, 5)
+            slots[site] = x.flatten(3, 4)  # variant batch seq head d_head
+        z = self._attended(layer, slots).unflatten(3, (layout.n_kv_heads, size))
+        z = z.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[: n * len(groups)].unflatten(0, (n, len(groups)))
+        z = z.permute(1, 4, 0, 2, 3, 5).flatten(0, 1)  # head variant batch seq d_head
+        return _take(z, [groups.index(head // size) * size + head % size for head in heads])
+
+    def _attended(
+        self, layer: int, inputs: dict[str, Float[Tensor, "variant batch seq head d_head"]]
+    ) -> Float[Tensor, "variant batch seq head d_head"]:
+        """The library's attention, from its projections' outputs to the input of its output projection."""
+        layout = self.layout
+        n, batch, seq = inputs["q"].shape[:3]
+        outputs: dict[nn.Module, Tensor] = {}
+        for site, x in inputs.items():
+            point = self._point(site, layer)
+            if not point.partial:
+                outputs[point.module] = x.flatten(3).flatten(0, 1)
+                continue
             if point.module not in outputs:
-                width = len(_matrix(point.module)[0])
-                outputs[point.module] = embed.new_zeros(n, batch, seq, width)
-            view = point.view(outputs[point.module])  # variant batch seq head d_head
-            known = run.state.projected.get((layer, site))
-            if known is None:
-                known = embed.new_zeros(view.shape[3], *view.shape[1:3], view.shape[4])
-                run.state.projected[layer, site] = known
-            if sum(len(heads) for heads, _ in parts) < view.shape[3]:
-                view.copy_(known.permute(1, 2, 0, 3))
-            for heads, y in parts:
-                view[..., heads, :] = y.permute(1, 2, 3, 0, 4).expand(n, -1, -1, -1, -1)
-        given: dict[nn.Module, Callable] = {
-            module: lambda *_, y=y: y.flatten(0, 1) for module, y in outputs.items()
-        }
+                outputs[point.module] = x.new_empty(n * batch, seq, len(_matrix(point.module)[0]))
+            point.view(outputs[point.module]).copy_(x.flatten(0, 1))
+        given: dict[nn.Module, Callable] = {module: lambda *_, y=y: y for module, y in outputs.items()}
         given[self._point("z", layer).module] = lambda z: z
-        args, kwargs = _repeated(self._attention[layer], n)
-        hidden = embed.new_zeros(()).expand(n * batch, seq, d_model)
+        args, kwargs = self._arguments(layer, n)
+        hidden = self.embeds[0].new_zeros(()).expand(n * batch, seq, layout.d_model)
         if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
             args = (hidden, *args[1:])
         with _computing(given):
             z = layout.attention(layer).forward(hidden, *args, **kwargs)
-        z = z[0] if isinstance(z, tuple) else z
-        return z.view(n, batch, seq, layout.n_heads, layout.d_head).permute(3, 0, 1, 2, 4)
+        return (z[0] if isinstance(z, tuple) else z).view(n, batch, seq, layout.n_heads, layout.d_head)
+
+    def _arguments(self, layer: int, n: int) -> tuple[tuple, dict]:
+        """What the model passes to a layer's attention, for n variants of the batch."""
+        if n not in self._repeats:
+            self._repeats = {n: {}}  # one at a time: masks are large
+        seen = self._repeats[n]
+        return _repeated(self._attention[layer], n, seen)
 
     def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"], linear: Linear | None) -> Tensor:
         """What an MLP adds: its whole block is run, with an attention that adds nothing."""
@@ -828,13 +905,20 @@ class _Growing:
     axis: int | None
 
 
-def _repeated(value: Any, n: int) -> Any:
-    """The arguments of a batch, for n variants of it."""
+def _repeated(value: Any, n: int, seen: dict[int, Tensor]) -> Any:
+    """The arguments of a batch, for n variants of it; layers that share one share the repeated one, too."""
     if isinstance(value, _Growing):
-        return value.tensor if value.axis is None else torch.cat([value.tensor] * n, value.axis)
+        if value.axis is None or n == 1:
+            return value.tensor
+        key = id(value.tensor)
+        if key not in seen:
+            seen[key] = torch.cat([value.tensor] * n, value.axis)
+        return seen[key]
     if isinstance(value, tuple):
-        return tuple(_repeated(x, n) for x in value)
-    return {name: _repeated(x, n) for name, x in value.items()} if isinstance(value, dict) else value
+        return tuple(_repeated(x, n, seen) for x in value)
+    if isinstance(value, dict):
+        return {name: _repeated(x, n, seen) for name, x in value.items()}
+    return value
 
 
 @contextmanager
@@ -986,6 +1070,7 @@ class _Search:
         self.asked: Heads | None = None
         self.width = 8
         self.guesses: dict[Edge, bool] = {}
+        self.last = [True] * len(patcher.graph.senders)
         graph = patcher.graph
         self.outputs = {(node.layer, node.head): s for s, node in enumerate(graph.senders)}
 
@@ -1006,7 +1091,7 @@ class _Search:
 
         width = min(self.width, self.patcher._most(self.edges)) if self.speculate else 1
         tried = senders[:width]
-        guesses = [self.guesses.get((r, s), True) for s in tried]
+        guesses = [self.guesses.get((r, s), self.last[s]) for s in tried]
         path, sets = self.edges, self.edges.repeat(len(tried), 1, 1)
         for i, s in enumerate(tried):
             sets[i] = path
@@ -1024,6 +1109,7 @@ class _Search:
             cut = value - along < self.tau
             if right:
                 self.effects[r, s] = value - along
+                self.last[s] = cut
                 if cut:
                     last = i
                 if cut != guess:
