@@ -434,6 +434,7 @@ RECIPES = {
     "scenes-vlm": Recipe(
         build=_vlm,
         processors=_processors,
+        seeds=3,
         stages=(
             _TOWER,
             Stage(partial(_page_batch, 8), 4800, 1.5e-3, 100, trains=LANGUAGE, loss=answer_loss),
