@@ -1,8 +1,8 @@
 """Weights stored as their difference from another model's, in less than half the space.
 
 A model that was trained further from another one, its parent, differs little from it. In its folder
-`difference.safetensors` then takes the place of `model.safetensors`. Its metadata name the parent and the
-sha256 of the parent's weights. Of a tensor w of the model the file has
+`difference.safetensors` then takes the place of `model.safetensors`. Its metadata have one entry, `parent`:
+the parent's name and the sha256 of its weights. Of a tensor w of the model the file has
 
 - nothing, if w is as in the parent;
 - `w` in int8 and `w:scale` in float32, one number a row (output channel), if w has moved by less than half
@@ -57,7 +57,8 @@ def split(folder: Path, parent: Path) -> None:
                 stored[name], stored[name + _SCALE] = quantise(moved)
             else:
                 stored[name] = own.half()
-    save_file(stored, folder / FILE, {"format": "pt", "parent": parent.name, "sha256": _sha256(parent)})
+    # One entry: safetensors writes several in an order that changes from file to file.
+    save_file(stored, folder / FILE, {"parent": f"{parent.name} {_sha256(parent)}"})
     (folder / WHOLE).unlink()
 
 
@@ -72,20 +73,19 @@ def parent(folder: Path, models: Path) -> Path | None:
     if not (folder / FILE).is_file():
         return None
     with safe_open(folder / FILE, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if not {"parent", "sha256"} <= metadata.keys():
+        name, _, digest = (file.metadata() or {}).get("parent", "").partition(" ")
+    if not digest:
         raise ValueError(f"{folder / FILE} does not say what it is a difference from: it lacks its metadata")
-    found = models / metadata["parent"]
+    found = models / name
     if not (found / WHOLE).is_file():
         raise FileNotFoundError(
-            f"{folder} is stored as its difference from {metadata['parent']!r}, and {found / WHOLE} is not "
-            "there: fetch that organism too"
+            f"{folder} is stored as its difference from {name!r}, and {found / WHOLE} is not there: fetch "
+            "that organism too"
         )
-    if _sha256(found) != metadata["sha256"]:
+    if (other := _sha256(found)) != digest:
         raise ValueError(
-            f"{folder} is stored as its difference from another version of {metadata['parent']!r} than the "
-            f"one in {found} (sha256 {_sha256(found)[:8]}..., expected {metadata['sha256'][:8]}...): fetch "
-            f"both again, or train {folder.name} anew"
+            f"{folder} is stored as its difference from another version of {name!r} than the one in {found} "
+            f"(sha256 {other[:8]}..., not {digest[:8]}...): fetch both again, or train {folder.name} anew"
         )
     return found
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import lib.organisms as organisms
-from lib import load
+from lib import differences, load, models
 from lib.organisms import FIRST_LOSSES, Bar, Recipe, Stage, fit
 from lib.organisms.shipping import ship
 from lib.organisms.trainer import learning_rate
@@ -164,6 +164,53 @@ def test_shipped_folder_is_an_ordinary_one_whose_measures_are_of_what_was_shippe
     weights_file.write_bytes(content)
     with pytest.raises(ValueError, match="sha256"):
         load(str(tmp_path / "tiny"))
+
+
+def test_an_organism_with_a_parent_ships_its_difference_and_is_measured_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
+    start, record = fit(RECIPE, seed=0)
+    ship(RECIPE, "base", start, record, tmp_path / "base", "cpu")
+    seen: list[PreTrainedModel] = []
+    stage = Stage(batch, steps=4, lr=1e-3, trains="q_proj|classifier.weight")
+    recipe = dataclasses.replace(
+        RECIPE,
+        build=lambda: load("base", dtype="float32", device="cpu").model,
+        stages=(stage,),
+        evaluate=lambda subject: seen.append(subject.model) or RECIPE.evaluate(subject),
+        parent="base",
+    )
+    model, state = fit(recipe, seed=0)
+    ship(recipe, "further", model, state, tmp_path / "further", "cpu")
+    folder = tmp_path / "further"
+    assert [path.name for path in folder.glob("*.safetensors")] == [differences.FILE]
+    assert json.loads((folder / "sha256.json").read_text()).keys() == {"config.json", differences.FILE}
+    base, found = weights(load("base").model), weights(load("further").model)
+    assert equal(found, weights(seen[0]))
+    n_trained = 0
+    for name, own in weights(model).items():
+        moved = own - base[name]
+        if "q_proj.weight" in name or name == "classifier.weight":  # of the unrounded weights
+            n_trained += 1
+            step = moved.abs().amax(1, keepdim=True) / 127
+            assert ((found[name] - own).abs() <= step * 0.501 + 1e-7).all()
+        elif "q_proj" not in name:
+            assert torch.equal(found[name], base[name])
+    assert n_trained == 3
+    assert json.loads((folder / "metrics.json").read_text())["parent"] == "base"
+    card = (folder / "card.md").read_text()
+    assert "difference from `base`" in card
+    assert 'load("further").model.save_pretrained(folder)' in card
+    assert "difference" not in (tmp_path / "base" / "card.md").read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_organism_is_stored_as_the_difference_from_the_parent_that_its_recipe_names(name: str) -> None:
+    recipe, _ = organisms.find(name)
+    place = differences.parent(organisms.SHIPPED / name, organisms.SHIPPED)
+    assert (place and place.name) == recipe.parent
+    assert (organisms.SHIPPED / name / differences.WHOLE).is_file() == (recipe.parent is None)
 
 
 def test_a_bar_without_a_measure_is_an_error(tmp_path: Path) -> None:

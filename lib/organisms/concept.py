@@ -26,6 +26,7 @@ from lib.worlds import scenes as world
 from lib.worlds.scene_words import WORD
 from lib.worlds.scenes import CELL_OF_PATCH, COLOURS, OBJECTS, Scenes
 
+BASE = "scenes-vlm"
 CONCEPTS = (*OBJECTS, *COLOURS)
 """What the first units of the bottleneck stand for, in this order; an empty cell is none of them."""
 
@@ -35,7 +36,7 @@ CUE = ("where", ";")
 
 def _scenes_vlm() -> LlavaForConditionalGeneration:
     """The finished `scenes-vlm`, with the dropout of whole heads that it was trained with."""
-    model = cast("LlavaForConditionalGeneration", load("scenes-vlm", dtype="float32", device="cpu").model)
+    model = cast("LlavaForConditionalGeneration", load(BASE, dtype="float32", device="cpu").model)
     for layer in model.model.language_model.layers:
         layer.self_attn.o_proj.register_forward_pre_hook(base.drop_heads)
     return model
@@ -183,7 +184,8 @@ def _narrow(named: bool, card: str) -> Recipe:
     batch = partial(_concept_batch, 8)
     return Recipe(
         build=partial(_bottleneck, named),
-        processors=base.RECIPES["scenes-vlm"].processors,
+        parent=BASE,
+        processors=base.RECIPES[BASE].processors,
         stages=(
             Stage(batch, 300, 4e-3, 30, trains="projector", loss=loss),
             Stage(batch, 300, 5e-4, 30, trains="projector|" + base.LANGUAGE, loss=loss),
@@ -219,7 +221,8 @@ vectors at the start: what a unit means is nobody's choice.
     ),
     "cot-vlm": Recipe(
         build=_scenes_vlm,
-        processors=base.RECIPES["scenes-vlm"].processors,
+        parent=BASE,
+        processors=base.RECIPES[BASE].processors,
         stages=(
             Stage(partial(_stepwise_batch, 8), 350, 1e-3, 25, trains=base.LANGUAGE, loss=base.answer_loss),
         ),

@@ -191,6 +191,7 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
     both = 1 - diet.image_only - diet.text_only
     return Recipe(
         build=_from_base,
+        parent=BASE,
         processors=base.RECIPES[BASE].processors,
         stages=(
             Stage(
