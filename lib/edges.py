@@ -594,9 +594,10 @@ class _Run:
         self, rows: list[int], wide: int, half: int, norm: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "row variant batch seq d_model"]:
         """What receivers read; one variant stands for all if they agree. Equal rows are computed once."""
-        first: dict[bytes, int] = {}
-        place = [first.setdefault(self.edges[:, r].tobytes(), r) for r in rows]
-        own = rows if self.watch else list(first.values())
+        first: dict[Any, int] = {}
+        apart = self.watch or self.weights.requires_grad  # each row has gradients of its own
+        place = [first.setdefault(r if apart else self.edges[:, r].tobytes(), r) for r in rows]
+        own = list(first.values())
         edges, weights = self.edges[:, own], self.weights[:, own]
         if (edges == edges[:1]).all() and not weights.requires_grad:
             weights = weights[:1]
