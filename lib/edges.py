@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -605,8 +605,11 @@ class _Run:
         kept, new = np.flatnonzero(used & ~self.changed), self.sent[wide]
         base = self.state.references[wide].reads[half]
         if len(kept):
-            own_part = torch.einsum("vrs,sbtd->rvbtd", weights[..., kept], _take(self.state.sent[wide], kept))
-            base = base + own_part
+            near = slice(kept[0], kept[-1] + 1)
+            w = weights[..., near]
+            if self.changed[near].any():
+                w = w * torch.from_numpy(~self.changed[near]).to(w)
+            base = base + torch.einsum("vrs,sbtd->rvbtd", w, self.state.sent[wide][near])
         if (used & self.changed).any():
             w, s = weights[..., new.senders], new.stacked()
             x = torch.einsum("vrs,svbtd->rvbtd" if len(w) > 1 else "xrs,svbtd->rvbtd", w, s)
@@ -1043,14 +1046,16 @@ def acdc(
 
     search, before = _Search(patcher, metric, tau, speculate), patcher.n_passes
 
-    def test(edge: Edge) -> tuple[int, Heads]:
-        return edge[0], precise(graph.senders[edge[1]], graph.receivers[edge[0]])
+    def together(edge: Edge) -> tuple:
+        """Edges may be tested in one run if they end in one half of one layer, at the same precision."""
+        receiver = graph.receivers[edge[0]]
+        return receiver.layer, receiver.kind in "qkv", precise(graph.senders[edge[1]], receiver)
 
-    for (r, heads), run in groupby(order, test):
-        senders = [s for _, s in run]
-        while senders:
-            n = search.decide(r, senders, heads)
-            senders = senders[n:]
+    for (*_, heads), run in groupby(order, together):
+        edges = list(run)
+        while edges:
+            n = search.decide(edges, heads)
+            edges = edges[n:]
             if on_step is not None:
                 on_step(n)
     return Circuit(
@@ -1069,20 +1074,27 @@ class _Search:
         self.n_evaluated = 0
         self.state: _State | None = None
         self.asked: Heads | None = None
-        self.width = 8
+        self.wrong = 0.2  # how often a guess is
         self.guesses: dict[Edge, bool] = {}
-        self.last = [True] * len(patcher.graph.senders)
+        self.before: dict[tuple[str, int], bool] = {}
         graph = patcher.graph
         self.outputs = {(node.layer, node.head): s for s, node in enumerate(graph.senders)}
 
-    def decide(self, r: int, senders: list[int], heads: Heads) -> int:
-        """Decides about the first of a receiver's edges; returns about how many."""
-        node = self.patcher.graph.receivers[r]
-        if node.kind != "logits":
-            own = self.patcher._queries(node.kind, node.head) if node.kind in "qkv" else [-1]
-            if not self.edges[:, [self.outputs[node.layer, head] for head in own]].any():
-                self.edges[r, senders] = False
-                return len(senders)
+    def is_read(self, receiver: Node) -> bool:
+        """Whether anything reads what a receiver's node sends."""
+        if receiver.kind == "logits":
+            return True
+        own = self.patcher._queries(receiver.kind, receiver.head) if receiver.kind in "qkv" else [-1]
+        return bool(self.edges[:, [self.outputs[receiver.layer, head] for head in own]].any())
+
+    def decide(self, edges: list[Edge], heads: Heads) -> int:
+        """Decides about the first of some edges; returns about how many."""
+        receivers = self.patcher.graph.receivers
+        if not self.is_read(receivers[edges[0][0]]):
+            n = next((i for i, (r, _) in enumerate(edges) if r != edges[0][0]), len(edges))
+            for r, s in edges[:n]:
+                self.edges[r, s] = False
+            return n
         if self.state is None or (heads != self.asked and self.patcher._linear is not None):
             self.state, self.asked = self.patcher._nothing(self.patcher._model.embeds[0], heads), heads
             run = self.patcher._run(self.edges[None], self.state)
@@ -1090,11 +1102,13 @@ class _Search:
             run.keep(0)
             self.n_evaluated += 1
 
-        width = min(self.width, self.patcher._most(self.edges)) if self.speculate else 1
-        tried = senders[:width]
-        guesses = [self.guesses.get((r, s), self.last[s]) for s in tried]
+        # Tests after a wrong guess are wasted; a run costs about as much as two tests whatever their number.
+        width = max(2, min(64, round(2 / max(self.wrong, 1e-3) ** 0.5), self.patcher._most(self.edges)))
+        width = width if self.speculate else 1
+        tried = list(takewhile(lambda edge: self.is_read(receivers[edge[0]]), edges[:width]))
+        guesses = [self.guess(edge) for edge in tried]
         path, sets = self.edges, self.edges.repeat(len(tried), 1, 1)
-        for i, s in enumerate(tried):
+        for i, (r, s) in enumerate(tried):
             sets[i] = path
             sets[i, r, s] = False
             path = sets[i] if guesses[i] else path
@@ -1102,27 +1116,29 @@ class _Search:
         values = self.metric(run.logits).tolist()
         self.n_evaluated += len(tried)
 
-        last = -1
-        along = self.current  # the metric along the guessed path
-        right = True
-        n = len(tried)
-        for i, (s, value, guess) in enumerate(zip(tried, values, guesses, strict=True)):
+        last, n, along = -1, len(tried), self.current  # the metric along the guessed path
+        for i, (edge, value, guess) in enumerate(zip(tried, values, guesses, strict=True)):
             cut = value - along < self.tau
-            if right:
-                self.effects[r, s] = value - along
-                self.last[s] = cut
+            self.guesses[edge] = cut
+            if i < n:
+                self.effects[edge] = value - along
+                self.before[receivers[edge[0]].kind, edge[1]] = cut
                 if cut:
                     last = i
                 if cut != guess:
-                    right, n = False, i + 1
-            else:
-                self.guesses[r, s] = cut
+                    n = i + 1
             along = value if guess else along
         if last >= 0:
             self.edges, self.current = sets[last], values[last]
             run.keep(last)
-        self.width = min(2 * self.width, 64) if right else max(2, min(self.width, 2 * n))
+        wrong = guesses[n - 1] != self.guesses[tried[n - 1]]
+        self.wrong = 0.8 * self.wrong + 0.2 * wrong / n
         return n
+
+    def guess(self, edge: Edge) -> bool:
+        """Whether an edge will be cut: as in a run that went wrong before it; as the sender's last one."""
+        kind = self.patcher.graph.receivers[edge[0]].kind
+        return self.guesses.get(edge, self.before.get((kind, edge[1]), True))
 
 
 @torch.no_grad()
