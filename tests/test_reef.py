@@ -550,6 +550,20 @@ def test_a_family_has_every_kind_of_child_once(measured: SimpleNamespace) -> Non
     assert {s.name for s in measured.suspects if s.arm == "rewritten"} == set(m.REWRITINGS)
 
 
+def test_a_family_whose_weights_are_not_known_is_fine_tuned_rounded_and_pruned_all_the_same() -> None:
+    subject = families.subject("gpt_neox")
+    rest = TEXTS[5:]
+    data = m.Data(rest, rest[::-1], TEXTS[:3], TEXTS[2:5], TEXTS)
+    judge = m.make_judge([subject], data, 8, DEPTH)
+    settings = {"ft_steps": [1], "batch_size": 4, "lr": 1e-3, "prune_ratios": [0.5]}
+    children = list(m.family(subject, data, **settings, relative_depth=DEPTH, seed=0))
+    assert {arm for _, arm, _ in children} == {*m.ARMS, "low-rank", "merged", "rounded", "pruned"}
+    suspect = judge.measure(children[0][2], children[0][0], children[0][1], 0)
+    assert np.isnan(suspect.scores["ICS"]).all()
+    assert suspect.scores["PCS"][0] > 0.9
+    assert "Classifier" not in suspect.scores  # no statements
+
+
 def test_a_victim_is_itself_and_rewritten_ones_have_its_logits(measured: SimpleNamespace) -> None:
     own = measured.suspects[0]
     assert [own.scores[kind][0] for kind in ("PCS", "ICS", "Logits")] == pytest.approx([1, 1, 1])
