@@ -5,19 +5,23 @@ A record is shown as a row, and travels in the notebook's output under its own M
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from jinja2 import Environment
 from pydantic import TypeAdapter, ValidationError
 
-from lib import papers
+from lib import ROOT, papers
 from lib.papers import Rule
 from lib.stats import Estimate
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 CLAIM_MIME = "application/vnd.worked-papers.claim+json"
 
@@ -169,6 +173,45 @@ def collect(path: str | Path) -> list[ClaimRecord]:
     if twice := sorted({id for id in ids if ids.count(id) > 1}):
         raise ValueError(f"{path} records {', '.join(twice)} more than once; a claim has one verdict")
     return records
+
+
+def recorded_runs(slug: str, ids: Collection[str] = ()) -> "Styler":
+    """A table of what was measured in larger runs of a chapter than a reader waits for.
+
+    They are kept as `data/results/SLUG--NAME.json`, with the `parameters` that were not the default's and the
+    `claims` as in the notebook's output.
+
+    Args:
+        slug: the chapter.
+        ids: the claims to show; by default all that were tested.
+
+    Raises:
+        FileNotFoundError: no run is kept.
+        LookupError: a run has no such claim.
+    """
+    import pandas as pd
+
+    if not (paths := sorted((ROOT / "data" / "results").glob(f"{slug}--*.json"))):
+        raise FileNotFoundError(f"no run of {slug} is kept in data/results")
+    rows = []
+    for path in paths:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        records = {record["id"]: _RECORD.validate_python(record) for record in run["claims"]}
+        if absent := sorted(set(ids) - records.keys()):
+            raise LookupError(f"{path.name} has no {', '.join(absent)}; it has {', '.join(records)}")
+        settings = ", ".join(f"{name} = {value}" for name, value in run["parameters"].items())
+        rows += [
+            {
+                "recorded run": settings,
+                "claim": record.text,
+                "estimate": f"{record.estimate} {record.unit or ''}".strip(),
+                "control": str(record.control or ""),
+                "verdict": record.verdict,
+            }
+            for record in records.values()
+            if record.estimate and (record.id in ids or not ids)
+        ]
+    return pd.DataFrame(rows).style.hide(axis="index").set_caption("Recorded, not computed by this run.")
 
 
 def _find(id: str) -> papers.Claim:

@@ -200,6 +200,7 @@ def small(tmp_path):
         (lambda root: edit(root, "data/models/other/config.json", "{}"), ""),
         (lambda root: edit(root, "README.md", "changed"), ""),
         (lambda root: edit(root, "data/papers/b.yml", (root / "data/papers/b.yml").read_text() + "\n"), "b"),
+        (lambda root: edit(root, "data/results/b--steps=9.json", "{}"), "b"),
         (with_cell("from lib import one\none + 0"), "a"),
         (with_cell(code("from lib import one\none", "hide-input")), "a"),
     ],

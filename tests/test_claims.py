@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import claims, papers
-from lib.claims import CLAIM_MIME, claim, collect, decide, not_testable
+from lib.claims import CLAIM_MIME, claim, collect, decide, not_testable, recorded_runs
 from lib.papers import Rule
 from lib.stats import Estimate
 
@@ -235,3 +235,25 @@ def luminance(colour):
 def test_white_on_every_badge_meets_the_contrast_that_wcag_asks_of_small_text():
     for _, _, colour in claims.BADGES.values():
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+
+
+def test_recorded_runs_are_shown_with_their_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no run of some-paper is kept in data/results"):
+        recorded_runs("some-paper")
+    records = [
+        claim("some-paper.1", Estimate(30.0, 25.0, 35.0, 9), control=Estimate(1.0, -3.0, 4.0, 9)),
+        claim("some-paper.2", Estimate(0.5, 0.2, 0.8, 9)),
+        not_testable("some-paper.3"),
+    ]
+    run = {"parameters": {"n_steps": 500}, "claims": [record.to_json() for record in records]}
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "results" / "some-paper--n_steps=500.json").write_text(json.dumps(run))
+    table = recorded_runs("some-paper").data
+    assert table["claim"].tolist() == [records[0].text, records[1].text], "untested claims have no row"
+    assert table["recorded run"].tolist() == ["n_steps = 500"] * 2
+    assert table["estimate"][0] == "30.0 [25.0, 35.0] points"
+    assert table["control"].tolist() == ["1.0 [-3.0, 4.0]", ""]
+    assert recorded_runs("some-paper", ["some-paper.2"]).data["verdict"].tolist() == [records[1].verdict]
+    with pytest.raises(LookupError, match=r"has no some-paper\.4; it has some-paper\.1"):
+        recorded_runs("some-paper", ["some-paper.4"])

@@ -155,6 +155,8 @@ class Source:
             manifest[label] = _digest(ast.dump(self._trees[label]))
         facts = f"data/papers/{slug}.yml"
         manifest[facts] = _digest((self.root / facts).read_bytes())
+        for path in (self.root / "data" / "results").glob(f"{slug}--*.json"):
+            manifest[f"data/results/{path.name}"] = _digest(path.read_bytes())
         named = _strings(list(parameters.values()))
         for folder in (self.root / "data" / "models").glob("*/"):
             if folder.name.partition("-seed")[0] in named | self._constants(slug):  # NAME, NAME-seed1, ...
