@@ -11,16 +11,16 @@ in the corrupted run, c_s what sender s adds there and a_s what it adds in the p
     x_r = R'_r + sum over (s, r) in E of (a_s - c_s)            (Conmy et al. 2023, section 3)
 
 One masked product of matrices makes this sum for all receivers of a layer and all variants of E. The model's
-own modules do the rest: norms, rotary positions, masks, attention, MLPs. Only what can differ from a circuit
-that was run before is computed again, only for nodes that reach the logits, and only at the answers' positions
-where no attention looks at a node elsewhere.
+own modules do the rest: norms, rotary positions, masks, attention, MLPs. What is computed is what can differ
+from a circuit that was run before, in nodes that reach the logits; and only at the answers' positions if no
+attention reads a node elsewhere.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import groupby, product, takewhile
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -203,8 +203,8 @@ class Patcher:
         graph: the decoder's nodes and edges.
         clean_logits: the model's own logits at the answer positions, by the library.
         corrupted_logits: the same for the corrupted prompts; under zero ablation, with all edges absent.
-        n_passes: what all calls so far have computed, in forward passes of the batch: each half of a block that
-            ran for a set of edges counts as its part of the model.
+        n_passes: what all calls so far have computed, in forward passes of the batch: each half of a block
+            that ran for a set of edges counts as its part of the model.
     """
 
     def __init__(
@@ -257,9 +257,9 @@ class Patcher:
             off = float((every - self.clean_logits).abs().max() / every.abs().max())
             if not off < (0.1 if every.dtype.itemsize == 2 else 1e-3):
                 raise LookupError(
-                    f"no graph of edges of {type(subject.model).__name__}: with all edges its logits are off by "
-                    f"{off:.2g} of the largest; something beside embedding, heads and MLPs adds to its residual "
-                    "stream, or scales it"
+                    f"no graph of edges of {type(subject.model).__name__}: with all edges its logits are off "
+                    f"by {off:.2g} of the largest; something beside embedding, heads and MLPs adds to its "
+                    "residual stream, or scales it"
                 )
             if self._zero:
                 self.corrupted_logits = self.logits(torch.zeros_like(self.graph.exists[None]))[0]
@@ -276,8 +276,8 @@ class Patcher:
         """Logits at the answer positions, for several sets of edges at once.
 
         Args:
-            edges: what is present. Weights between 0 and 1 mix the two values that an edge can carry; gradients
-                reach them if they require any.
+            edges: what is present. Weights between 0 and 1 mix the two values that an edge can carry;
+                gradients reach them if they require any.
             precise: heads for which `linear` is to keep full precision; also in the corrupted run.
 
         Raises:
@@ -428,56 +428,50 @@ class Patcher:
         run = _Run(state, host, some, weights, need_read, need_sent, watch)
         differs = (host != state.edges).any((0, 2))
         for layer, (rows, sends) in enumerate(zip(self._rows, self._sends, strict=True)):
-            affected = differs | (some & run.changed).any(1)
+            affected = differs | (some & run.changed).any(1) | (state.has_read < need_read)
             missing = need_sent > state.has_sent
-            halves = 0
-
-            again = set()
-            own = sends["head"]
             for kind in "qkv":
-                for i, r in enumerate(rows[kind]):
-                    if need_read[r] and (affected[r] or state.has_read[r] < need_read[r]):
-                        run.computed[r] = True
-                        again.update(self._queries(kind, i))
-            heads = [h for h, s in enumerate(own) if need_sent[s] and (h in again or missing[s])]
+                run.computed[rows[kind]] = (affected & (need_read > 0))[rows[kind]]
+            again = {
+                h
+                for kind in "qkv"
+                for i, r in enumerate(rows[kind])
+                if run.computed[r]
+                for h in self._queries(kind, i)
+            }
+            heads = [h for h, s in enumerate(sends["head"]) if need_sent[s] and (h in again or missing[s])]
             if heads:
-                halves += 1
-                for kind in "qkv":
-                    for wide in (0, 1):
-                        picked = [
-                            i
-                            for i, r in enumerate(rows[kind])
-                            if run.computed[r] and need_read[r] == wide + 1
-                        ]
-                        if picked:
-                            x = run.read(
-                                [rows[kind][i] for i in picked], wide, 2 * layer, self._model.norms[layer]
-                            )
-                            y = self._project(x, kind, layer, picked, state.precise)
-                            run.projected.setdefault((layer, kind), []).append(
-                                (picked, y if wide else self._spread(y))
-                            )
-                z = self._model.attend(layer, run, heads)
-                for wide in (0, 1):
-                    picked = [h for h in heads if need_sent[own[h]] == wide + 1]
-                    if picked:
-                        x = _take(z, [heads.index(h) for h in picked])
-                        x = x if wide else self._at_answers(x)
-                        y = self._project(x, "o", layer, picked, state.precise)
-                        self._send(run, [own[h] for h in picked], y, wide)
-
+                self._attention(run, layer, heads)
             (r,), (s,) = rows["mlp"], sends["mlp"]
             affected = differs | (some & run.changed).any(1)
-            if need_sent[s] and (missing[s] or affected[r]):
-                halves += 1
+            mlp = bool(need_sent[s] and (missing[s] or affected[r]))
+            if mlp:
                 wide = int(need_sent[s]) - 1
                 x = run.read([r], wide, 2 * layer + 1)[0].expand(len(edges), -1, -1, -1)
                 self._send(run, [s], self._model.mlp(layer, x, self._linear)[None], wide)
-            self.n_passes += len(edges) * halves / (2 * len(self._rows))
+            self.n_passes += len(edges) * (bool(heads) + mlp) / (2 * len(self._rows))
         x = run.read([len(exists) - 1], 0, -1)[0].expand(len(edges), -1, -1, -1)
         logits = self._model.unembed(x, self._linear)
         run.logits = logits if self._several else logits[:, :, 0]
         return run
+
+    def _attention(self, run: "_Run", layer: int, heads: list[int]) -> None:
+        """Computes some heads of a layer, from those of their inputs that are to be computed."""
+        sends, norm = self._sends[layer]["head"], self._model.norms[layer]
+        for kind, wide in product("qkv", (0, 1)):
+            rows = self._rows[layer][kind]
+            own = [i for i, r in enumerate(rows) if run.computed[r] and run.need_read[r] == wide + 1]
+            if own:
+                x = run.read([rows[i] for i in own], wide, 2 * layer, norm)
+                y = self._project(x, kind, layer, own, run.state.precise)
+                run.projected.setdefault((layer, kind), []).append((own, y if wide else self._spread(y)))
+        z = self._model.attend(layer, run, heads)
+        for wide in (0, 1):
+            own = [h for h in heads if run.need_sent[sends[h]] == wide + 1]
+            if own:
+                x = _take(z, [heads.index(h) for h in own])
+                y = self._project(x if wide else self._at_answers(x), "o", layer, own, run.state.precise)
+                self._send(run, [sends[h] for h in own], y, wide)
 
     def _project(
         self,
@@ -665,7 +659,7 @@ class _Run:
 
 
 class _Seen:
-    """What one run of the library's model showed: arguments, norms before attention, modules after the blocks."""
+    """What one run of the library's model showed: arguments, norms before attention, modules after blocks."""
 
     embed: Tensor
     logits: Tensor
@@ -722,7 +716,7 @@ class _Model:
 
     @torch.no_grad()
     def _heads_are_alike(self, layer: int) -> bool:
-        """Whether attention does the same in all heads (no ALiBi, no sinks), so that any may stand for any."""
+        """Whether attention does the same in all heads (no ALiBi, no sinks), so that they can swap places."""
         draw = torch.Generator().manual_seed(0)
         batch, seq, _ = self.embeds[0].shape
         inputs = {}
@@ -742,14 +736,14 @@ class _Model:
         outputs: list[tuple[nn.Module, Any]] = []
 
         def on_block(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden, *rest = _arguments(args, kwargs)
+            hidden, rest = _arguments(args, kwargs)
             if not seen.blocks:
                 seen.embed = hidden
-            seen.blocks.append((rest[0], rest[1]))
+            seen.blocks.append(rest)
 
         def on_attention(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden, *rest = _arguments(args, kwargs)
-            seen.attention.append((rest[0], rest[1]))
+            hidden, rest = _arguments(args, kwargs)
+            seen.attention.append(rest)
             seen.norms.append(next((child for child, output in outputs if output is hidden), None))
             outputs.clear()
 
@@ -880,17 +874,17 @@ def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_
     weight = module.weight
     if not weight.is_floating_point() or weight.ndim != 2:
         raise LookupError(
-            f"the weights of a {type(module).__name__} are packed, so that heads have none of their own: load "
-            "the model without quantisation"
+            f"the weights of a {type(module).__name__} are packed, so that heads have none of their own: "
+            "load the model without quantisation"
         )
     return (weight.T if hasattr(module, "nf") else weight), module.bias
 
 
-def _arguments(args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
+def _arguments(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
     """The hidden states, and the other arguments."""
     if args:
-        return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {name: x for name, x in kwargs.items() if name != "hidden_states"}
+        return args[0], (args[1:], kwargs)
+    return kwargs["hidden_states"], ((), {key: x for key, x in kwargs.items() if key != "hidden_states"})
 
 
 def _growing(one: Any, two: Any) -> Any:
@@ -928,17 +922,17 @@ def _repeated(value: Any, n: int, seen: dict[int, Tensor]) -> Any:
 @contextmanager
 def _computing(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
     """Modules compute something else; undone on leaving."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
+    before = {module: dict(vars(module)) for module in forwards}
     for module, forward in forwards.items():
-        module.__dict__["forward"] = forward
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
-                del module.__dict__["forward"]
+        for module, own in before.items():
+            if "forward" in own:  # another library's, such as accelerate's
+                vars(module)["forward"] = own["forward"]
             else:
-                module.__dict__["forward"] = forward
+                del vars(module)["forward"]
 
 
 def _check_inputs(
@@ -960,8 +954,8 @@ def _check_inputs(
         other = corrupted["input_ids"].shape
         if other != shape:
             raise ValueError(
-                f"clean prompts are {shape[0]} x {shape[1]} tokens, corrupted ones {other[0]} x {other[1]}: give "
-                "each clean prompt a corrupted one of the same length"
+                f"clean prompts are {shape[0]} x {shape[1]} tokens, corrupted ones {other[0]} x {other[1]}: "
+                "give each clean prompt a corrupted one of the same length"
             )
         masks = [
             x.get("attention_mask", torch.ones(shape, device=subject.device)) for x in (clean, corrupted)
@@ -1013,7 +1007,7 @@ def acdc(
     speculate: bool = True,
     on_step: Callable[[int], object] | None = None,
 ) -> Circuit:
-    """Automatic circuit discovery (Conmy et al. 2023, algorithm 1), exactly as if edges were tested one by one.
+    """Automatic circuit discovery (Conmy et al. 2023, algorithm 1), exact as if edges were tested one by one.
 
     Each edge in turn is cut; it stays cut if the metric rises by less than tau. A node whose output nothing
     reads any more loses the edges into it without a test.
@@ -1103,8 +1097,8 @@ class _Search:
             self.n_evaluated += 1
 
         # Tests after a wrong guess are wasted; a run costs about as much as two tests whatever their number.
-        width = max(2, min(64, round(2 / max(self.wrong, 1e-3) ** 0.5), self.patcher._most(self.edges)))
-        width = width if self.speculate else 1
+        width = max(2, min(64, round(2 / max(self.wrong, 1e-3) ** 0.5)))
+        width = min(width, self.patcher._most(self.edges)) if self.speculate else 1
         tried = list(takewhile(lambda edge: self.is_read(receivers[edge[0]]), edges[:width]))
         guesses = [self.guess(edge) for edge in tried]
         path, sets = self.edges, self.edges.repeat(len(tried), 1, 1)
