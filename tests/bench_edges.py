@@ -55,7 +55,7 @@ with torch.no_grad():
     def one():
         with patch_mode(net, sources, [edge.name]):
             net(clean)
-    print(len(net.edges), seconds(one) / bare)
+    print(seconds(one) / bare, seconds(one) / seconds(lambda: net(clean)))
 """
 
 
@@ -207,8 +207,8 @@ def single_cuts(case: Case) -> None:
     ours = np.median(seconds["ours"] / case.n_edges / bare)
     rate = np.median(case.n_edges / seconds["ours"])
     print(
-        f"  each edge cut alone: {ours:.3f} bare passes an edge ({rate:.0f} edges/s); by one hooked pass each "
-        f"{hooks:.2f}: {hooks / ours:.1f} times as much; effects differ by at most {off:.0e}"
+        f"  each edge cut alone: {ours:.3f} bare passes an edge ({rate:.0f} edges/s); by a hooked pass each "
+        f"{hooks:.2f}, {hooks / ours:.1f} times as much; effects differ by at most {off:.0e}"
     )
 
 
@@ -270,8 +270,11 @@ def auto_circuit(python: str | None) -> None:
         if done.returncode:
             print(f"auto-circuit: skipped, {done.stderr.strip().splitlines()[-1]}")
             return
-        cost = float(done.stdout.split()[-1])
-        print(f"auto-circuit, {shape[0]} x {shape[1]} heads, {shape[2]} wide: {cost:.2f} bare passes an edge")
+        cost, own = map(float, done.stdout.split()[-2:])
+        print(
+            f"auto-circuit, {shape[0]} x {shape[1]} heads, {shape[2]} wide: {cost:.2f} bare passes an edge, "
+            f"{own:.2f} passes of its own wrapped model"
+        )
 
 
 if __name__ == "__main__":
