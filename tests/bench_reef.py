@@ -64,19 +64,18 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"Two models of {N_LAYERS} layers, {WIDTH} wide, {N_PROMPTS} prompts; {threads} threads")
     began, cpu = time.perf_counter(), time.process_time()
-    grid = m.heat_map(m.Features("victim", prompts, [z.float() for z in x.layers]),
-                      m.Features("suspect", prompts, [z.float() for z in y.layers]))  # fmt: skip
+    grid = m.heat_map(x, y)
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     verdict = "met" if wall < SECONDS and peak < GIB else "missed"
     print(f"heat map of {grid.size} pairs: {wall:.1f} s, {cpu:.1f} s CPU, {peak:.2f} GiB at most")
     print(f"goal of {SECONDS} s and {GIB} GiB: {verdict}")
 
-    a, b = (m.standardised(z.layers[0].float()) for z in (x, y))
+    a, b = (m.standardised(z.layers[0]) for z in (x, y))
     difference = abs(plain(a.double(), b.double()) - grid[0, 0])
     print(f"first pair, difference from the plain form in float64: {difference:.1e}")
     few = 4
-    some = [[m.standardised(z.float()) for z in features.layers[:few]] for features in (x, y)]
+    some = [[m.standardised(z) for z in features.layers[:few]] for features in (x, y)]
     compare(
         {
             "plain Gram form, pair by pair": lambda: plain(a, b),

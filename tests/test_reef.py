@@ -376,6 +376,7 @@ def test_logits_of_a_model_lie_in_its_own_space_and_random_ones_do_not() -> None
     basis = m.reachable(subject)
     W = subject.model.get_output_embeddings().weight.detach()
     torch.testing.assert_close(basis.T @ basis, torch.eye(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(basis.mean(0), torch.zeros(32), atol=1e-6, rtol=0)  # as logits are centred
     assert m.logit_fingerprint(basis, torch.randn(9, 32) @ W.T + torch.randn(9, 1)) == 1
     assert m.logit_fingerprint(m.reachable(subject), m.read(subject, "m", TEXTS).logits) == 1
     outside = torch.randn(9, 96) - torch.randn(9, 96) @ basis @ basis.T
