@@ -620,6 +620,19 @@ class _Run:
             return x
         return x.expand(len(rows), -1, -1, -1, -1) if len(own) == 1 else x[[own.index(r) for r in place]]
 
+    def known(
+        self, layer: int, site: str, heads: list[int]
+    ) -> Float[Tensor, "head variant batch seq d_head"]:
+        """Projected q, k or v of some heads: as computed here, or as the state has them."""
+        n, parts = len(self.edges), self.projected.get((layer, site), [])
+        if len(parts) == 1 and parts[0][0] == heads:
+            return parts[0][1].expand(-1, n, -1, -1, -1)
+        rows: list[Tensor] = [self.state.projected[layer, site][h].expand(n, -1, -1, -1) for h in heads]
+        for own, y in parts:
+            for h, values in zip(own, y, strict=True):
+                rows[heads.index(h)] = values.expand(n, -1, -1, -1)
+        return torch.stack(rows)
+
     def sent_by_all(self, variant: int) -> tuple[Tensor, Tensor]:
         """a_s - c_s of every sender in one of the sets, at the answers and everywhere."""
         both = []
@@ -704,15 +717,16 @@ class _Model:
     @torch.no_grad()
     def _heads_are_alike(self, layer: int) -> bool:
         """Whether attention does the same in all heads (no ALiBi, no sinks), so that they can swap places."""
-        draw, group = torch.Generator().manual_seed(0), self.layout.n_heads // self.layout.n_kv_heads
-        results = []
-        outputs, views = self._places(layer, 1)
-        for shift in (0, 1):
-            for site, view in views.items():
-                x = torch.randn(view.shape, generator=draw.manual_seed(ord(site))).to(view)
-                view.copy_(x.roll(shift * (group if site == "q" else 1), 3))
-            results.append(self._attended(layer, outputs, 1))
-        return torch.allclose(results[0].roll(group, 3), results[1], rtol=1e-3, atol=1e-3, equal_nan=True)
+        draw = torch.Generator().manual_seed(0)
+        batch, seq, _ = self.embeds[0].shape
+        inputs = {}
+        for site, n in zip("qkv", (self.layout.n_heads, *[self.layout.n_kv_heads] * 2), strict=True):
+            x = torch.randn(1, batch, seq, n, self.layout.d_head, generator=draw)
+            inputs[site] = x.to(self.embeds[0])
+        group = self.layout.n_heads // self.layout.n_kv_heads
+        rolled = {site: x.roll(group if site == "q" else 1, 3) for site, x in inputs.items()}
+        z, z_rolled = self._attended(layer, inputs), self._attended(layer, rolled)
+        return torch.allclose(z.roll(group, 3), z_rolled, rtol=1e-3, atol=1e-3, equal_nan=True)
 
     def _point(self, site: str, layer: int) -> Any:
         return self.layout.point(site, layer)
@@ -758,58 +772,45 @@ class _Model:
         self, layer: int, run: _Run, heads: list[int]
     ) -> Float[Tensor, "head variant batch seq d_head"]:
         """Some heads' outputs z."""
-        layout, n, n_kv = self.layout, len(run.edges), self.layout.n_kv_heads
-        size = layout.n_heads // n_kv
-        groups = sorted({head // size for head in heads}) if self._alike else list(range(n_kv))
-        n_full = -(-n * len(groups) // n_kv)
-        outputs, views = self._places(layer, n_full)
-        # Group g of variant v stands in for group j % n_kv of variant j // n_kv, where j counts all of them.
-        places = {g: np.divmod(np.arange(n) * len(groups) + i, n_kv) for i, g in enumerate(groups)}
-        for site, view in views.items():
-            own = size if site == "q" else 1
-            known = run.state.projected[layer, site]
-            given = {
-                h: y
-                for some, ys in run.projected.get((layer, site), [])
-                for h, y in zip(some, ys, strict=True)
-            }
-            for h in [g * own + i for g in groups for i in range(own)]:
-                which, group = places[h // own]
-                x = given.get(h, known[h : h + 1]).expand(n, -1, -1, -1)
-                if len(groups) == n_kv:
-                    view[:, :, :, h] = x
-                else:
-                    view[which, :, :, group * own + h % own] = x
-        z = self._attended(layer, outputs, n_full).unflatten(3, (n_kv, size))
+        layout, n = self.layout, len(run.edges)
+        size = layout.n_heads // layout.n_kv_heads
+        groups = sorted({head // size for head in heads}) if self._alike else list(range(layout.n_kv_heads))
+        n_full = -(-n * len(groups) // layout.n_kv_heads)
+        slots = {}
+        for site in "qkv":
+            own = [g * size + i for g in groups for i in range(size)] if site == "q" else groups
+            x = run.known(layer, site, own).unflatten(
+                0, (len(groups), -1)
+            )  # group own variant batch seq d_head
+            x = x.permute(2, 0, 3, 4, 1, 5).flatten(0, 1)  # slot batch seq own d_head
+            if n_full * layout.n_kv_heads > len(x):
+                x = torch.cat([x, x.new_zeros(n_full * layout.n_kv_heads - len(x), *x.shape[1:])])
+            x = x.unflatten(0, (n_full, layout.n_kv_heads)).permute(0, 2, 3, 1, 4, 5)
+            slots[site] = x.flatten(3, 4)  # variant batch seq head d_head
+        z = self._attended(layer, slots).unflatten(3, (layout.n_kv_heads, size))
         z = z.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[: n * len(groups)].unflatten(0, (n, len(groups)))
         z = z.permute(1, 4, 0, 2, 3, 5).flatten(0, 1)  # head variant batch seq d_head
         return _take(z, [groups.index(head // size) * size + head % size for head in heads])
 
-    def _places(
-        self, layer: int, n: int
-    ) -> tuple[dict[nn.Module, Tensor], dict[str, Float[Tensor, "variant batch seq head d_head"]]]:
-        """Room for the outputs of a layer's projections; and where q, k and v are in it."""
-        batch, seq, _ = self.embeds[0].shape
-        outputs: dict[nn.Module, Tensor] = {}
-        views = {}
-        for site in "qkv":
-            point = self._point(site, layer)
-            if point.module not in outputs:
-                width = len(_matrix(point.module)[0])
-                outputs[point.module] = self.embeds[0].new_zeros(n * batch, seq, width)
-            views[site] = point.view(outputs[point.module]).unflatten(0, (n, batch))
-        return outputs, views
-
     def _attended(
-        self, layer: int, outputs: dict[nn.Module, Tensor], n: int
+        self, layer: int, inputs: dict[str, Float[Tensor, "variant batch seq head d_head"]]
     ) -> Float[Tensor, "variant batch seq head d_head"]:
         """The library's attention, from its projections' outputs to the input of its output projection."""
         layout = self.layout
-        batch, seq, d_model = self.embeds[0].shape
+        n, batch, seq = inputs["q"].shape[:3]
+        outputs: dict[nn.Module, Tensor] = {}
+        for site, x in inputs.items():
+            point = self._point(site, layer)
+            if not point.partial:
+                outputs[point.module] = x.flatten(3).flatten(0, 1)
+                continue
+            if point.module not in outputs:
+                outputs[point.module] = x.new_empty(n * batch, seq, len(_matrix(point.module)[0]))
+            point.view(outputs[point.module]).copy_(x.flatten(0, 1))
         given: dict[nn.Module, Callable] = {module: lambda *_, y=y: y for module, y in outputs.items()}
         given[self._point("z", layer).module] = lambda z: z
         args, kwargs = self._arguments(layer, n)
-        hidden = self.embeds[0].new_zeros(()).expand(n * batch, seq, d_model)
+        hidden = self.embeds[0].new_zeros(()).expand(n * batch, seq, layout.d_model)
         if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
             args = (hidden, *args[1:])
         with _computing(given):
@@ -1136,21 +1137,17 @@ class _Search:
 
 @torch.no_grad()
 def edge_effects(
-    patcher: Patcher,
-    metric: Metric,
-    *,
-    precise: Heads = frozenset(),
-    some: Bool[Tensor, "receiver sender"] | None = None,
+    patcher: Patcher, metric: Metric, *, precise: Heads = frozenset()
 ) -> Float[Tensor, "receiver sender"]:
-    """By how much the metric rises when each edge alone (or each of `some`) is cut; NaN where none was."""
+    """By how much the metric rises when each edge alone is cut; NaN where there is no edge."""
     exists = patcher.graph.exists
     state = patcher._nothing(patcher._model.embeds[0], precise)
     run = patcher._run(exists[None], state)
     whole = metric(run.logits)[0]
     run.keep(0)
     effects = torch.full(exists.shape, torch.nan, dtype=torch.float64)
-    for r in (cut := exists if some is None else exists & some).any(1).nonzero()[:, 0].tolist():
-        for senders in cut[r].nonzero()[:, 0].split(patcher._most(exists)):
+    for r, row in enumerate(exists):
+        for senders in row.nonzero()[:, 0].split(patcher._most(exists)):
             sets = exists.repeat(len(senders), 1, 1)
             sets[torch.arange(len(senders)), r, senders] = False
             values = metric(patcher._run(sets, state).logits)
