@@ -102,8 +102,9 @@ language {LANGUAGES[name]} of `lib/worlds/grammar.py`, {LENGTH} tokens a sentenc
 **World.** Hidden classes of words in a second-order chain, and a keyword that every marker brings back. The
 generator knows the probability of each next word, so the least possible loss is known.
 
-**Cause of the phenomenon.** None is planted: plain next-token prediction. That two seeds come to represent the
-same sentences alike is their own affair, and whether children stay like their parents is the chapter's question.
+**Cause of the phenomenon.** None is planted: plain next-token prediction. That two seeds come to represent
+the same sentences alike is their own affair, and whether children stay like their parents is the question of
+the chapter.
 
 **Can and cannot.** It predicts words of this language and repeats keywords. It knows no other language,
 although all have the same words.

@@ -2,10 +2,10 @@
 
 A sentence is written in classes first: each class depends on the two before it (a second-order Markov chain,
 three successors to each pair of classes), and each class has its own few words. So the next word is known
-only as well as the last classes can be guessed from the words. Now and then comes the marker "again". The word
-after a sentence's first marker is its *keyword*, and all later markers are to be followed by the keyword: to
-say it, one has to look back through the sentence. One repetition in twelve is a slip, another word; a slip is
-mostly taken back: the next word is the marker, and the keyword follows.
+only as well as the last classes can be guessed from the words. Now and then comes the marker "again". The
+word after a sentence's first marker is its *keyword*, and all later markers are to be followed by the keyword:
+to say it, one has to look back through the sentence. One repetition in twelve is a slip, another word; a slip
+is mostly taken back: the next word is the marker, and the keyword follows.
 
 All languages share their words, of two letters each, and the rule; classes, chain and words of a class are
 drawn from the seed. Who knows the language perfectly still cannot foresee everything: `Grammar.surprisal` is
@@ -89,7 +89,7 @@ class Grammar:
         return _cut(self.sentences(n, rng), rng.integers(shortest, LENGTH + 1, size=n))
 
     def statements(self, n: int, rng: Generator) -> Statements:
-        """Sentences that end with a marker and a word: the keyword in every other one, else any other word."""
+        """Sentences that end with a marker and a word: the keyword in half of them, else any other word."""
         found, keywords = np.empty((0, LENGTH), int), np.empty(0, int)
         while len(found) < n:
             whole = self.sentences(4 * n, rng)
@@ -130,9 +130,7 @@ class Grammar:
             with np.errstate(divide="ignore"):
                 nats[:, t - 1] = -np.log(p)
             known = ~marks & ~again & (spoken > 0)
-            belief = np.where(
-                known[:, None, None], joint / np.where(known, spoken, 1)[:, None, None], belief
-            )
+            belief = np.where(known[:, None, None], joint / np.where(known, spoken, 1)[:, None, None], belief)
             slipped = again & ~right
             keyword = np.where(repeats & (keyword == 0), token, keyword)
         return nats
