@@ -3,8 +3,8 @@
 A sentence is written in classes first: each class depends on the two before it (a second-order Markov chain,
 three successors to each pair of classes), and each class has its own few words. So the next word is known
 only as well as the last classes can be guessed from the words. Now and then comes the marker "again". The
-word after a sentence's first marker is its *keyword*, and all later markers are to be followed by the keyword:
-to say it, one has to look back through the sentence. One repetition in twelve is a slip, another word; a slip
+word after a sentence's first marker is its *keyword*, and all later markers are to be followed by it: to say
+it, one has to look back through the sentence. One repetition in twelve is a slip, another word; a slip
 is mostly taken back: the next word is the marker, and the keyword follows.
 
 All languages share their words, of two letters each, and the rule; classes, chain and words of a class are
