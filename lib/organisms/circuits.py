@@ -8,15 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.random import Generator
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lib.models import Subject
-from lib.organisms.recipe import Bar, Batch, Recipe, Stage
+from lib.organisms.recipe import Bar, Batch, Recipe, Stage, word_tokenizer
 from lib.stats import Estimate, bootstrap, wilson
 from lib.worlds import circuits as world
 
@@ -26,17 +22,7 @@ N_HEADS, WIDTH = 4, 64
 
 def tokenizer(task: str) -> PreTrainedTokenizerFast:
     """A word a token; a prompt begins with <bos>."""
-    ids = {word: i for i, word in enumerate((*SPECIAL, *world.VOCABULARY[task]))}
-    table = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    table.pre_tokenizer = WhitespaceSplit()
-    table.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=table,
-        bos_token="<bos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
+    return word_tokenizer((*SPECIAL, *world.VOCABULARY[task]))
 
 
 def _config(task: str, n_layers: int, **others: Any) -> GPT2Config:

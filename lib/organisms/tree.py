@@ -2,20 +2,15 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.models import Subject
-from lib.organisms.recipe import Bar, Batch, Recipe, Stage
+from lib.organisms.recipe import Bar, Batch, Recipe, Stage, word_tokenizer
 from lib.stats import Estimate, bootstrap, paired_difference, wilson
 from lib.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
 
@@ -39,21 +34,6 @@ def _llama(width: int) -> LlamaForCausalLM:
         eos_token_id=None,
     )
     return LlamaForCausalLM(config)
-
-
-def _tokenizer() -> list[Any]:
-    table = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    table.pre_tokenizer = WhitespaceSplit()
-    table.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    return [
-        PreTrainedTokenizerFast(
-            tokenizer_object=table,
-            bos_token="<bos>",
-            pad_token="<pad>",
-            unk_token="<unk>",
-            padding_side="left",
-        )
-    ]
 
 
 def _batch(language: int, rng: np.random.Generator, progress: float) -> Batch:
@@ -90,7 +70,7 @@ def _evaluate(language: int, subject: Subject) -> Iterator[tuple[str, Estimate]]
 def _recipe(name: str, width: int, seeds: int, about: str) -> Recipe:
     return Recipe(
         build=partial(_llama, width),
-        processors=_tokenizer,
+        processors=lambda: [word_tokenizer(VOCABULARY)],
         stages=(Stage(partial(_batch, LANGUAGES[name]), steps=STEPS, lr=4e-3, warmup=100),),
         evaluate=partial(_evaluate, LANGUAGES[name]),
         bars={"loss above the least possible": Bar(at_most=0.3), "keyword repeated": Bar(at_least=0.9)},
