@@ -4,6 +4,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from similarity import cka_by_definition
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.hooks import capture
@@ -180,22 +181,6 @@ def test_a_model_without_a_lens_says_why():
 # --- CKA
 
 
-def by_definition(x, y, debiased):
-    """Kornblith et al. 2019, eq. 4, with HSIC of Gretton et al. 2005 or of Song et al. 2012 (eq. 5)."""
-    n = len(x)
-
-    def hsic(K, L):
-        if not debiased:
-            H = np.eye(n) - 1 / n
-            return np.trace(K @ H @ L @ H) / (n - 1) ** 2
-        K, L, one = K - np.diag(np.diag(K)), L - np.diag(np.diag(L)), np.ones(n)
-        total = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
-        return (np.trace(K @ L) + total - 2 / (n - 2) * (one @ K @ L @ one)) / (n * (n - 3))
-
-    K, L = x @ x.T, y @ y.T
-    return hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L))
-
-
 def related(n, d_x, d_y, seed=0):
     r = np.random.default_rng(seed)
     x = r.normal(size=(n, d_x)) + 5
@@ -209,7 +194,9 @@ both = pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize(("n", "d_x", "d_y"), [(40, 6, 11), (12, 50, 90), (30, 5, 200), (4, 3, 3)])
 def test_feature_and_gram_form_equal_the_definition(n, d_x, d_y, debiased):
     x, y = related(n, d_x, d_y)
-    assert cka(x, y, debiased=debiased) == pytest.approx(by_definition(x, y, debiased), abs=1e-10)
+    assert cka(x, y, debiased=debiased) == pytest.approx(
+        cka_by_definition(x @ x.T, y @ y.T, debiased), abs=1e-10
+    )
     assert cka(x, y, debiased=debiased) == pytest.approx(cka(y, x, debiased=debiased), abs=1e-12)
 
 
@@ -277,7 +264,7 @@ def test_a_map_holds_the_similarity_of_each_pair(monkeypatch, n, debiased):
     r = np.random.default_rng(3)
     xs = [r.normal(size=(n, d)) @ r.normal(size=(d, d)) for d in (7, 30, 9)]
     ys = [xs[0][:, :4] + r.normal(size=(n, 4)), xs[1]]
-    expected = [[by_definition(x, y, debiased) for y in ys] for x in xs]
+    expected = [[cka_by_definition(x @ x.T, y @ y.T, debiased) for y in ys] for x in xs]
     np.testing.assert_allclose(cka_map(xs, ys, debiased=debiased), expected, atol=1e-10)
     np.testing.assert_allclose(cka_map(ys, xs, debiased=debiased).T, expected, atol=1e-10)
     monkeypatch.setattr("lib.probes._BLOCK_ELEMENTS", 7 * 5 * n)  # a last block of another size

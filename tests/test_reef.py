@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from similarity import cka_by_definition
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
@@ -48,21 +49,6 @@ def related(n: int, d: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 # Similarity
-
-
-def hsic_by_definition(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
-    n = len(K)
-    if not debiased:
-        H = np.eye(n) - 1 / n
-        return np.trace(K @ H @ L @ H) / (n - 1) ** 2
-    K, L, one = K - np.diag(np.diag(K)), L - np.diag(np.diag(L)), np.ones(n)
-    total = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
-    return (np.trace(K @ L) + total - 2 / (n - 2) * (one @ K @ L @ one)) / (n * (n - 3))
-
-
-def cka_by_definition(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
-    own = [hsic_by_definition(z, z, debiased) for z in (K, L)]
-    return hsic_by_definition(K, L, debiased) / np.sqrt(own[0] * own[1])
 
 
 def standardised_by_hand(x: np.ndarray) -> np.ndarray:
