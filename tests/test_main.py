@@ -140,3 +140,38 @@ def test_help_does_not_import_what_it_does_not_need():
     code += "sys.exit(bool({'torch', 'papermill', 'distributed', 'nbformat', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True)
     assert done.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_run_in_a_terminal_draws_its_progress_and_passes(tmp_path):
+    """Columns of the display are drawn in terminals only; pipes hide what goes wrong there."""
+    import pty
+
+    root = build(tmp_path, a=chapter("import time; time.sleep(0.5)"))
+    code = f"from pathlib import Path; from lib import batch; print(batch.run(root=Path({str(root)!r})).ok)"
+    written = bytearray()
+
+    def read(descriptor):
+        written.extend(data := os.read(descriptor, 1024))
+        return data
+
+    status = pty.spawn([sys.executable, "-c", code], read, lambda _: b"")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert b"True" in written
+    assert b"cell" in written
+
+
+def test_no_folder_is_written_to_that_holds_something_else(tmp_path, capsys):
+    root = build(tmp_path / "book", a=chapter(), bad=chapter("1 / 0"))
+    before = {path.name: path.read_bytes() for path in (root / "notebooks").iterdir()}
+    with pytest.raises(ValueError, match="holds files that the runner has not written"):
+        batch.run(root=root, out=root / "notebooks")
+    assert {path.name: path.read_bytes() for path in (root / "notebooks").iterdir()} == before
+    batch.run(["a"], root=root, out=tmp_path / "new")
+    batch.run(["a", "bad"], root=root, out=tmp_path / "new")  # its own
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/mine.md").write_text("by hand")
+    status, text = call(capsys, "book", "--out", str(tmp_path / "docs"))
+    assert status == 1
+    assert "mine.md" in text
+    assert (tmp_path / "docs/mine.md").read_text() == "by hand"

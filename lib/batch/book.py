@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import nbformat
 import yaml
 
 from lib import ROOT, chapters
 from lib.batch import run
+from lib.batch.cache import MARKER
 from lib.batch.report import BAD, Report, Result
 
 STAGE = ROOT / "_build" / "stage"
@@ -31,10 +33,12 @@ def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> P
         The path of the site's `index.html`.
 
     Raises:
+        ValueError: `out` holds something other than an earlier site. Nothing was run or changed.
         RuntimeError: the site could not be built without warnings, or a chapter failed. In the latter case
             the site is there, and the chapter's page says what failed.
     """
     out = Path(out or ROOT / "_build" / "html").resolve()
+    check_replaceable(out)
     start = time.perf_counter()
     report = run(preset=preset, jobs=jobs)
     middle = time.perf_counter()
@@ -113,12 +117,36 @@ def render(source: Path, out: Path) -> Path:
             + "\n  ".join(problems or log.splitlines()[-20:])
             + f"\nthe whole log: {source / 'build.log'}"
         )
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    written = sorted(str(path.relative_to(html)) for path in html.rglob("*") if path.is_file())
+    (html / MARKER).write_text("\n".join(written), encoding="utf-8")
+    partial = out.with_name(f".{out.name}-{uuid4().hex}")
     shutil.copytree(html, partial)
+    check_replaceable(out)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return out / "index.html"
+
+
+def check_replaceable(out: Path) -> None:
+    """Make sure that a folder for the site, which is replaced as a whole, holds only an earlier site.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a folder for the site")
+    marker = out / MARKER
+    ours = set(marker.read_text(encoding="utf-8").splitlines()) | {MARKER} if marker.is_file() else set()
+    foreign = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir())
+    foreign = [name for name in foreign if name not in ours]
+    if foreign:
+        raise ValueError(
+            f"{out} holds files that are not an earlier site's ({', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}): nothing was changed; "
+            "choose a folder that is new or empty"
+        )
 
 
 def pages(toc: Mapping[str, Any]) -> list[str]:

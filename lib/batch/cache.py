@@ -17,6 +17,9 @@ from nbformat import NotebookNode
 from lib import chapters
 from lib.batch.plan import Job
 
+MARKER = ".worked-papers"
+"""A file of this name marks a folder as written by the runner or the build."""
+
 
 class Cache:
     """A folder with a sub-folder for each result: `<key>/notebook.ipynb` and `<key>/manifest.json`."""
@@ -98,13 +101,23 @@ class Output:
         return self.files.unstrip_protocol(f"{self.base}/{name}")
 
     def prepare(self) -> None:
-        """Find out now, not after an hour's work, whether the folder can be written to.
+        """Find out now, not after an hour's work, whether the folder is ours and can be written to.
 
         Raises:
-            OSError: it cannot.
+            OSError: it cannot be written to.
+            ValueError: it holds what the runner has not written, such as the chapters themselves.
         """
-        self.write(".writable", b"")
-        self.remove(".writable")
+        try:
+            held = [PurePosixPath(path).name for path in self.files.ls(self.base, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            held = []
+        if held and MARKER not in held:
+            raise ValueError(
+                f"{self.path('')} holds files that the runner has not written ({', '.join(sorted(held)[:3])}"
+                f"{', ...' if len(held) > 3 else ''}): nothing was run or changed; choose "
+                "a folder that is new, empty, or of an earlier run"
+            )
+        self.write(MARKER, b"Written by the runner, which replaces its own files here.\n")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file.

@@ -134,7 +134,8 @@ class Display:
     def cell(self, run: str, cell: int, cells: int) -> None:
         """A run has come to a cell."""
         if run not in self._running:
-            self._running[run] = self._progress.add_task(escape(run), total=cells)
+            # rich draws the row inside `add_task`: every field that a column shows must be there already
+            self._running[run] = self._progress.add_task(escape(run), total=cells, at="")
         self._progress.update(self._running[run], completed=cell, total=cells, at=f"cell {cell + 1}/{cells}")
 
     def finished(self, result: Result) -> None:
