@@ -23,10 +23,10 @@ $(VENV)/.installed: requirements.txt constraints.txt tests/requirements.txt pypr
 setup: $(VENV)/.installed ## make .venv and install everything into it
 
 book: setup ## execute the chapters (PRESET=organism) and build the website
-	@$(BIN)/python -m lib book --preset $(PRESET) --jobs $(JOBS)
+	@$(BIN)/python -m book build --preset $(PRESET) --jobs $(JOBS)
 
 run: setup ## execute the chapters only
-	@$(BIN)/python -m lib run --preset $(PRESET) --jobs $(JOBS)
+	@$(BIN)/python -m book run --preset $(PRESET) --jobs $(JOBS)
 
 lint: setup ## ruff: style and formatting of code and notebooks
 	@$(BIN)/ruff check .

@@ -26,8 +26,8 @@ _SCALE = ":scale"
 
 
 def quantise(
-    difference: Float[Tensor, "row *column"],
-) -> tuple[Int8[Tensor, "row *column"], Float[Tensor, "row *one"]]:
+    difference: Float[Tensor, " row *column"],
+) -> tuple[Int8[Tensor, " row *column"], Float[Tensor, " row *one"]]:
     """Whole numbers and a scale a row, which is such that the row's largest number becomes 127."""
     scale = difference.abs().amax(tuple(range(1, difference.ndim)), keepdim=True) / 127
     return (difference / scale.where(scale > 0, 1)).round().to(torch.int8), scale

@@ -36,7 +36,7 @@ Heads = frozenset[tuple[int, int]]
 Edge = tuple[int, int]
 """An edge, as the numbers of its receiver and of its sender in `Graph.receivers` and `Graph.senders`."""
 
-Metric = Callable[[Float[Tensor, "variant batch *n vocab"]], Float[Tensor, "variant"]]
+Metric = Callable[[Float[Tensor, "variant batch *n vocab"]], Float[Tensor, " variant"]]
 """What a circuit is judged by: smaller is better."""
 
 
@@ -213,7 +213,7 @@ class Patcher:
         clean: Mapping[str, Tensor],
         corrupted: Mapping[str, Tensor] | None = None,
         *,
-        positions: Int[Tensor, "batch *n"],
+        positions: Int[Tensor, " batch *n"],
         ablation: Literal["corrupt", "zero"] = "corrupt",
         linear: Linear | None = None,
     ) -> None:
@@ -869,7 +869,7 @@ def _linearly(linear: Linear, module: nn.Module, kind: Any, layer: int, x: Tenso
     return y.view(*x.shape[:-1], -1)
 
 
-def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out"] | None]:
+def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"] | None]:
     """Weight and bias of a projection; GPT-2's Conv1D has its weight transposed."""
     weight = module.weight
     if not weight.is_floating_point() or weight.ndim != 2:

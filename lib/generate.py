@@ -110,7 +110,7 @@ class _Reading:
         read = self.model(**batch, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.logits = read.logits[:, -1]
 
-    def select(self, rows: Int[Tensor, "row"]) -> None:
+    def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keeps (or repeats) some of the batch's rows."""
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
@@ -263,8 +263,8 @@ def _logprobs(logits: Tensor) -> Tensor:
 
 
 def _choose(
-    logits: Float[Tensor, "sample vocabulary"], temperature: float, luck: Float[Tensor, "sample"]
-) -> Int[Tensor, "sample"]:
+    logits: Float[Tensor, "sample vocabulary"], temperature: float, luck: Float[Tensor, " sample"]
+) -> Int[Tensor, " sample"]:
     """The most probable token; or the one at which the cumulated probability exceeds a number in [0, 1)."""
     if temperature == 0:
         return logits.argmax(-1)

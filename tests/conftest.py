@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def smoke_run():
     """The report on every chapter at its `smoke` preset, executed once a session (or cached)."""
-    from lib import batch
+    from book.run import batch
 
     return batch.run(preset="smoke", jobs=2)
 

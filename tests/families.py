@@ -15,8 +15,8 @@ import transformers as hf
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
+from data.recipes.scenes import RECIPES
 from lib.models import Subject, images_only, load
-from lib.organisms.scenes import RECIPES
 
 WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user"]
 WORDS += ["assistant", ":", ".", "?"]

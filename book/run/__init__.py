@@ -1,0 +1,1 @@
+"""Runs chapters: plan, key, cache, execute, report."""

@@ -1,0 +1,1 @@
+"""Trains organisms from their recipes, measures them and writes their folders."""

@@ -1,0 +1,255 @@
+"""The website as a reader's browser gets it: built from the chapters at `smoke`, the network blocked.
+
+`SITE=folder` looks at a site that is built already.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import browser as program
+import pytest
+import yaml
+
+from lib import ROOT, chapters, papers
+
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.xdist_group("chapters"),  # shares their run
+    pytest.mark.skipif(program.SKIPPED, reason="BROWSER=skip"),
+]
+browsing = pytest.importorskip("browsing")
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
+
+
+@pytest.fixture(scope="session")
+def site(request, tmp_path_factory):
+    """Folder of the site; its name is the path at which it is published."""
+    name = CONFIG["repository"]["url"].rpartition("/")[2]
+    folder = tmp_path_factory.mktemp("published") / name
+    if "SITE" in os.environ:
+        folder.symlink_to(Path(os.environ["SITE"]).resolve())
+        return folder
+    from book.run import book
+
+    book.publish(request.getfixturevalue("smoke_run"), folder, tmp_path_factory.mktemp("stage"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    return sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if path.name != "404.html")
+
+
+@pytest.fixture(scope="session")
+def base(site):
+    with browsing.served(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def visits(chromium, base, pages):
+    """Every page but the site's root, which leads on at once."""
+    return browsing.tour(chromium, base, [name for name in pages if name != "index.html"])
+
+
+def problems(visits, what):
+    """Page -> what is wrong with it, where anything is."""
+    return {name: found for name, visit in visits.items() if (found := what(visit))}
+
+
+def test_the_pages_that_must_exist_are_there_and_no_others(pages):
+    from book.run import book
+
+    expected = [f"{name}.html" for name in book.pages(TOC)] + ["index.html", "search.html"]
+    assert pages == sorted(expected)
+    assert len(expected) == len(chapters.slugs()) + 9
+
+
+def test_the_root_of_the_site_leads_to_the_book(chromium, base):
+    page = chromium.new_page()
+    page.goto(base)
+    page.wait_for_url(base + "book/index.html")
+    page.close()
+
+
+def test_no_page_asks_another_server_for_anything(visits):
+    assert problems(visits, lambda visit: visit.foreign) == {}
+
+
+def test_no_page_writes_an_error_to_the_console(visits):
+    assert problems(visits, lambda visit: visit.console) == {}
+
+
+def test_everything_a_page_loads_is_there(visits):
+    assert problems(visits, lambda visit: visit.missing) == {}
+
+
+def test_a_page_without_its_figures_is_below_a_megabyte(visits):
+    assert problems(visits, lambda visit: visit.bytes if visit.bytes >= 1_000_000 else 0) == {}
+    assert all(visit.bytes > 10_000 for visit in visits.values())  # it was measured
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+)
+def test_axe_finds_nothing(visits, width, scheme):
+    assert problems(visits, lambda visit: visit.violations[width, scheme]) == {}
+
+
+def test_no_page_scrolls_sideways_on_a_phone(visits):
+    assert problems(visits, lambda visit: visit.overflow if visit.overflow > 0 else 0) == {}
+
+
+def test_no_maths_is_left_as_source(visits):
+    source = re.compile(r"\\[a-zA-Z]+\b|\\[(\[]|\$[^$\s][^$\n]*\$|\{(math|eq|cite)[:}]")
+    assert problems(visits, lambda visit: source.findall(visit.seen["prose"])) == {}
+
+
+def test_every_figure_says_its_message_in_a_sentence_and_has_a_caption(visits):
+    def wrong(visit):
+        return [
+            figure
+            for figure in visit.seen["figures"]
+            if len(figure["alt"].split()) < 5
+            or not figure["alt"].endswith(".")
+            or len(figure["caption"].split()) < 5
+            or not figure["drawn"]
+        ]
+
+    assert problems(visits, wrong) == {}
+    for slug in chapters.slugs():
+        assert visits[f"notebooks/{slug}.html"].seen["figures"]
+
+
+def test_every_chapter_counts_its_figures_from_one(site):
+    for slug in chapters.slugs():
+        page = (site / "notebooks" / f"{slug}.html").read_text(encoding="utf-8")
+        numbers = [int(n) for n in re.findall(r'caption-number">Figure (\d+)', page)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_every_page_describes_itself_to_search_engines_and_cards(visits, site):
+    published = f"https://{urlsplit(CONFIG['repository']['url']).path.split('/')[1]}.github.io/{site.name}/"
+    for name, visit in visits.items():
+        meta = visit.seen["meta"]
+        assert len(meta["description"].split()) >= 5, name
+        if name != "search.html":
+            assert meta["canonical"] == meta["og:url"] == published + name
+            assert meta["og:title"]
+            card = meta["og:image"].removeprefix(published)
+            assert (site / card).is_file(), card
+    sitemap = (site / "sitemap.xml").read_text()
+    assert set(re.findall(r"<loc>(.*?)</loc>", sitemap)) == {
+        published + name for name in visits if name != "search.html"
+    }
+
+
+def test_links_within_the_site_lead_somewhere(visits, site, base):
+    dead = []
+    for name, visit in visits.items():
+        for link in visit.seen["links"]:
+            address, fragment = urldefrag(link)
+            if not address.startswith(base):
+                assert address.startswith(("https://", "mailto:")), f"{name}: {link}"
+                continue
+            target = unquote(urlsplit(address.removeprefix(base)).path)
+            there = visits.get(target)
+            if not (site / target).is_file() or (fragment and there and fragment not in there.seen["ids"]):
+                dead.append(f"{name} -> {link}")
+    assert dead == []
+
+
+@pytest.mark.parametrize("slug", chapters.slugs())
+def test_the_buttons_of_a_chapter_lead_to_its_executed_notebook(visits, site, base, slug):
+    links = visits[f"notebooks/{slug}.html"].seen["links"]
+    file = f"_sources/notebooks/{slug}.ipynb"
+    assert base + file in links
+    owner_and_name = urlsplit(CONFIG["repository"]["url"]).path
+    colab = f"https://colab.research.google.com/github{owner_and_name}/blob/gh-pages/{file}"
+    assert colab in links
+    notebook = json.loads((site / file).read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert f'REPOSITORY = "{CONFIG["repository"]["url"]}"' in "".join(code[0]["source"])
+    assert any(cell["outputs"] for cell in code)
+
+
+def test_the_scoreboard_has_all_papers_and_filters_them(chromium, base):
+    page = chromium.new_page()
+    page.goto(base + "book/scoreboard.html")
+    rows = page.locator("#scoreboard-table tbody tr")
+    visible = page.locator("#scoreboard-table tbody tr:visible")
+    assert rows.count() == visible.count() == len(papers.all_papers()) == 23
+    planned = [paper for paper in papers.all_papers() if paper.status == "planned"]
+    page.select_option("select[name=status]", "planned")
+    assert visible.count() == page.get_by_text("planned,", exact=False).count() == len(planned)
+    page.select_option("select[name=area]", "safety")
+    assert visible.count() == sum(paper.area == "safety" for paper in planned)
+    page.fill("input[name=words]", "no such words anywhere")
+    assert visible.count() == 0
+    assert page.locator("form.filter [role=status]").inner_text() == "0 of 23 rows"
+    page.click("form.filter button[type=reset]")
+    browsing.expect(visible).to_have_count(23)
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_search_finds_a_word_and_its_results_can_be_opened(chromium, site, base, scheme):
+    start = base if scheme == "http" else f"{site.as_uri()}/"
+    context = chromium.new_context()
+    foreign: list[str] = []
+    browsing.offline(context, start, foreign)
+    page = context.new_page()
+    page.goto(start + "book/running.html")
+    page.locator("header input[name=q]").fill("scheduler dask")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    assert page.locator("#search-results mark").count() > 0
+    page.locator("#search-results a").first.click()
+    assert "Dask" in page.locator("main").inner_text()
+    page.goto(start + "search.html?q=zzzqqq")
+    assert "Nothing found" in page.locator("#search-status").inner_text()
+    assert foreign == []
+    context.close()
+
+
+def test_an_unknown_address_shows_a_page_that_leads_back(chromium, base):
+    context = chromium.new_context()
+    browsing.offline(context, base, foreign := [])
+    page = context.new_page()
+    failed = []
+    page.on("response", lambda r: failed.append(r.url) if r.status >= 400 else None)
+    assert page.goto(base + "no/such/page").status == 404
+    assert failed == [base + "no/such/page"]
+    assert page.evaluate("getComputedStyle(document.body).margin") == "0px"  # the style sheet was found
+    assert browsing.Axe().run(page).response["violations"] == []
+    page.get_by_role("link", name="Start of the book").click()
+    assert page.url == base + "book/index.html"
+    assert foreign == []
+    context.close()
+
+
+def test_the_readers_choice_of_light_or_dark_stays(chromium, base):
+    context = chromium.new_context(color_scheme="light")
+    page = context.new_page()
+    page.goto(base + "book/index.html")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    page.get_by_role("button", name="Dark").click()
+    dark = page.evaluate(paper)
+    assert dark != light
+    page.goto(base + "book/running.html")
+    assert page.evaluate(paper) == dark
+    context.close()
+
+
+def test_the_site_is_readable_without_scripts(chromium, base):
+    context = chromium.new_context(java_script_enabled=False, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(base + "book/index.html")
+    assert page.locator("nav.contents").is_visible()
+    assert page.locator("button:visible").count() == 0
+    context.close()

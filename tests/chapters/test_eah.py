@@ -1,0 +1,654 @@
+"""The method cells of notebooks/eah.ipynb: the very code that the reader reads."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+import torch
+from families import QUESTIONS
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from data.worlds import scene_words as words
+from data.worlds import scenes as world
+from lib import chapters
+from lib.generate import answer_logprobs
+from lib.hooks import capture, edit
+from lib.models import Subject
+
+m = chapters.method("eah")
+
+
+def causal_pattern(*shape: int, seed: int = 0) -> Tensor:
+    """A random attention pattern [..., n, n] whose rows sum to 1, concentrated enough to have sinks."""
+    scores = 3 * torch.randn(*shape, shape[-1], generator=torch.Generator().manual_seed(seed))
+    later = torch.ones(shape[-1], shape[-1], dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1)
+
+
+@torch.inference_mode()
+def logits(subject: Subject, batch: dict[str, Tensor]) -> Tensor:
+    return subject.model(**batch).logits
+
+
+@contextmanager
+def same_implementation(subject: Subject) -> Iterator[None]:
+    """The attention that edits use, changed by nothing."""
+    with edit(subject, "pattern", layer=0, fn=lambda pattern: pattern):
+        yield
+
+
+def heads_of(subject: Subject, batch: dict[str, Tensor], layer: int) -> Tensor:
+    with torch.inference_mode(), capture(subject, "pattern", layers=layer) as acts:
+        subject.model(**batch)
+    return acts[layer]
+
+
+# Counting
+
+
+def test_column_strength_and_counts_equal_a_slow_loop_in_float64() -> None:
+    pattern, n = causal_pattern(2, 3, 9), 9
+    image = torch.zeros(2, n, dtype=torch.bool)
+    image[0, 2:6], image[1, 3:8] = True, True
+    beta = torch.tensor([0.08, 0.12])
+    expected = np.zeros((2, 3, n))
+    counts = np.zeros((2, 3), int)
+    for b in range(2):
+        for h in range(3):
+            for y in range(n - 1):
+                paid = [float(pattern[b, h, x, y].double()) for x in range(y + 1, n)]
+                expected[b, h, y] = sum(paid) / (n - 1 - y)
+                counts[b, h] += bool(image[b, y]) and expected[b, h, y] > float(beta[b])
+    np.testing.assert_allclose(m.column_strength(pattern).numpy(), expected, atol=1e-6)
+    assert m.sink_counts(pattern, image, beta).tolist() == counts.tolist()
+    assert counts.min() < counts.max()
+
+
+def test_uniform_causal_attention_gives_the_closed_form_with_harmonic_numbers() -> None:
+    n = 40
+    uniform = torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None]
+    written = torch.ones(1, n, dtype=torch.bool)
+    measured = m.column_strength(uniform[None, None])[0, 0]
+    torch.testing.assert_close(m.uniform_strength(written)[0], measured)
+    harmonic = [sum(1 / i for i in range(1, k + 1)) for k in range(n + 1)]
+    closed = [(harmonic[n] - harmonic[y + 1]) / (n - 1 - y) for y in range(n - 1)]
+    assert measured[:-1].tolist() == pytest.approx(closed, abs=1e-6)
+
+
+def test_at_llavas_length_the_papers_thresholds_select_the_shares_that_uniform_attention_exceeds() -> None:
+    """648 tokens, image columns 35 to 610: all exceed 0.0008, and 59 % exceed 0.002."""
+    strength = m.uniform_strength(torch.ones(1, 648, dtype=torch.bool))[0, 35:611]
+    assert (strength > 0.0008).all()
+    assert round(100 * (strength > 0.002).float().mean().item()) == 59
+
+
+def test_beta_is_kappa_times_the_mean_uniform_column_and_kappa_one_splits_the_uniform_head() -> None:
+    written, image = torch.ones(1, 30, dtype=torch.bool), torch.zeros(1, 30, dtype=torch.bool)
+    image[:, 5:25] = True
+    mean = m.uniform_strength(written)[0, 5:25].mean()
+    torch.testing.assert_close(m.threshold(image, written, 1.7), 1.7 * mean[None])
+    uniform = torch.ones(30, 30).tril() / torch.arange(1, 31)[:, None]
+    counts = [
+        m.sink_counts(uniform[None, None], image, m.threshold(image, written, k)).item() for k in (0.1, 1, 9)
+    ]
+    assert counts[0] == 20
+    assert 0 < counts[1] < 20
+    assert counts[2] == 0
+
+
+def test_left_padding_changes_no_strength_threshold_or_count(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    spans = llava.spans(batch)
+    assert spans.padding.any()
+    patterns = heads_of(llava, batch, 1)
+    beta = m.threshold(spans.image, ~spans.padding, 1.0)
+    for i, prompt in enumerate(QUESTIONS):
+        alone = llava.encode([prompt], images=[families.picture(i)])
+        own, pattern = llava.spans(alone), heads_of(llava, alone, 1)
+        n = own.image.shape[1]
+        strength = m.column_strength(pattern)
+        torch.testing.assert_close(
+            m.column_strength(patterns)[i : i + 1, :, -n:], strength, atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(beta[i : i + 1], m.threshold(own.image, ~own.padding, 1.0))
+        assert torch.equal(
+            m.sink_counts(patterns, spans.image, beta)[i : i + 1],
+            m.sink_counts(pattern, own.image, m.threshold(own.image, ~own.padding, 1.0)),
+        )
+        for measure in (m.image_mass, m.image_entropy):
+            torch.testing.assert_close(
+                measure(patterns, spans.image)[i : i + 1], measure(pattern, own.image), atol=1e-5, rtol=1e-4
+            )
+
+
+def test_mass_and_entropy_of_attention_that_is_even_over_the_image() -> None:
+    pattern = torch.zeros(1, 1, 12, 12)
+    pattern[:, :, torch.arange(12), torch.arange(12)] = 1.0
+    image = torch.zeros(1, 12, dtype=torch.bool)
+    image[:, 2:10] = True
+    pattern[0, 0, 10:] = 0.0
+    pattern[0, 0, 10:, 2:10] = 0.75 / 8
+    pattern[0, 0, 10:, 0] = 0.25
+    assert m.image_mass(pattern, image).item() == pytest.approx(0.75)
+    assert m.image_entropy(pattern, image).item() == pytest.approx(np.log(8))
+
+
+def test_facts_over_several_batches_are_those_of_each_prompt(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    facts = m.head_facts(llava, [batch, batch], kappa=0.8)
+    assert facts.count.shape == facts.mass.shape == (6, 3, 4)
+    assert facts.strength.shape == (6, 3, 4, 16)
+    assert all(torch.equal(x[:3], x[3:]) for x in facts)
+    spans, pattern = llava.spans(batch), heads_of(llava, batch, 2)
+    beta = m.threshold(spans.image, ~spans.padding, 0.8)
+    assert torch.equal(facts.count[:3, 2], m.sink_counts(pattern, spans.image, beta))
+    absolute = m.head_facts(llava, [batch], beta=0.03).count[:, 2]
+    assert torch.equal(absolute, m.sink_counts(pattern, spans.image, torch.full((3,), 0.03)))
+
+
+# Broadcasting
+
+
+def test_a_head_broadcast_to_itself_or_to_no_head_gives_the_base_logits_bit_for_bit(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    with same_implementation(llava):
+        base = logits(llava, batch)
+    for select in m.SELECT:
+        with m.broadcasting(llava, 1, select, to=[]):
+            assert torch.equal(logits(llava, batch), base)
+    spans, pattern = llava.spans(batch), heads_of(llava, batch, 1)
+    densest = m.sink_counts(pattern, spans.image, m.threshold(spans.image, ~spans.padding, 1.0)).argmax(-1)
+    for i in range(len(QUESTIONS)):
+        with m.broadcasting(llava, 1, to=[int(densest[i])]):
+            assert torch.equal(logits(llava, batch)[i], base[i])
+    with m.broadcasting(llava, 1):
+        assert not torch.allclose(logits(llava, batch), base, atol=1e-3)
+
+
+def test_all_heads_get_the_map_of_the_selected_head(llava: Subject, batch: dict[str, Tensor]) -> None:
+    spans, before = llava.spans(batch), heads_of(llava, batch, 1)
+    beta = m.threshold(spans.image, ~spans.padding, 1.0)
+    counts = m.sink_counts(before, spans.image, beta)
+    expected = {
+        "dense": counts.argmax(-1),
+        "sparse": counts.argmin(-1),
+        "mass": m.image_mass(before, spans.image).argmax(-1),
+    }
+    for select, source in expected.items():
+        with m.broadcasting(llava, 1, select):
+            after = heads_of(llava, batch, 1)
+        for i, head in enumerate(source.tolist()):
+            assert torch.equal(after[i], before[i, head].expand_as(after[i]))
+
+
+def test_half_are_the_heads_with_fewest_sinks(llava: Subject, batch: dict[str, Tensor]) -> None:
+    spans, before = llava.spans(batch), heads_of(llava, batch, 1)
+    counts = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 1.0))
+    with m.broadcasting(llava, 1, to="half"):
+        after = heads_of(llava, batch, 1)
+    changed = (after != before).flatten(2).any(-1)
+    assert changed.sum(-1).tolist() == [2, 2, 2]
+    for i in range(3):
+        assert counts[i][changed[i]].max() <= counts[i][~changed[i]].min()
+
+
+def test_random_heads_are_drawn_for_each_prompt_and_repeat_with_the_seed(llava: Subject) -> None:
+    many = llava.encode(["a cat"] * 12, images=[families.picture(0)] * 12)
+    drawn = []
+    for seed in (0, 0, 1):
+        with m.broadcasting(llava, 1, "random", seed=seed):
+            drawn.append(heads_of(llava, many, 1))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert len({float(x[0, -1, 3]) for x in drawn[0]}) > 1
+
+
+def test_uniform_has_the_layers_mean_mass_evenly_and_keeps_how_the_rest_is_divided() -> None:
+    pattern = causal_pattern(2, 4, 10)
+    image = torch.zeros(2, 10, dtype=torch.bool)
+    image[0, 2:7], image[1, 4:8] = True, True
+    everyone = torch.ones(2, 4, dtype=torch.bool)
+    after = m.smear(pattern, image, everyone)
+    torch.testing.assert_close(after.sum(-1), torch.ones(2, 4, 10))
+    assert not after.triu(1).any()
+    for b in range(2):
+        for x in range(10):
+            seen = [y for y in range(x + 1) if image[b, y]]
+            if not seen:
+                assert torch.equal(after[b, :, x], pattern[b, :, x])
+                continue
+            mean = pattern[b, :, x, seen].double().sum(-1).mean()
+            expected = (mean / len(seen)).expand(4, len(seen)).float()
+            torch.testing.assert_close(after[b, :, x, seen], expected)
+            others = [y for y in range(x + 1) if not image[b, y]]
+            ratio = after[b, :, x, others] / pattern[b, :, x, others]
+            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_edit_stays_causal(llava: Subject, batch: dict[str, Tensor]) -> None:
+    for select in m.SELECT:
+        with m.broadcasting(llava, [0, 1, 2], select):
+            pattern = heads_of(llava, batch, 2)
+        for i, padded in enumerate(llava.spans(batch).padding.sum(-1).tolist()):
+            assert not pattern[i, :, padded:, padded:].triu(1).any()
+
+
+def test_prefill_only_leaves_the_rows_of_new_words_alone(llava: Subject, batch: dict[str, Tensor]) -> None:
+    same: dict[bool, list[bool]] = {}
+    for prefill_only in (True, False):
+        with (
+            torch.inference_mode(),
+            m.broadcasting(llava, 1, prefill_only=prefill_only),
+            capture(llava, "pattern", layers=1) as acts,
+        ):
+            llava.model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        assert [p.shape[2] == 1 for p in acts.passes[1]] == [False, True, True, True]
+        same[prefill_only] = [torch.equal(p, p[:, :1].expand_as(p)) for p in acts.passes[1]]
+    assert same == {True: [True, False, False, False], False: [True] * 4}
+
+
+def test_the_head_chosen_in_the_prompt_is_the_one_that_new_words_follow(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    spans, before = llava.spans(batch), heads_of(llava, batch, 1)
+    densest = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 1.0)).argmax(-1)
+    with (
+        torch.inference_mode(),
+        capture(llava, "pattern", layers=1) as own,
+        m.broadcasting(llava, 1, prefill_only=False),
+        capture(llava, "pattern", layers=1) as acts,
+    ):
+        llava.model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    for step in (1, 2):
+        for i, head in enumerate(densest.tolist()):
+            assert torch.equal(acts.passes[1][step][i, 0], own.passes[1][step][i, head])
+
+
+def test_an_answer_read_on_after_the_prompt_is_not_taken_for_a_prompt(llava: Subject) -> None:
+    texts, pictures = ["a cat"] * 2, [families.picture(0), families.picture(1)]
+    answers = [["the red star", "a blue dog"]] * 2
+    with m.broadcasting(llava, 1):
+        edited = answer_logprobs(llava, texts, pictures, answers=answers)
+    with m.broadcasting(llava, 1, to=[]):
+        base = answer_logprobs(llava, texts, pictures, answers=answers)
+    assert edited.isfinite().all()
+    assert not torch.allclose(edited, base)
+
+
+def test_nothing_is_left_behind(llava: Subject, batch: dict[str, Tensor]) -> None:
+    base = logits(llava, batch)
+    with pytest.raises(RuntimeError, match="stop"), m.broadcasting(llava, [0, 1]):
+        raise RuntimeError("stop")
+    assert torch.equal(logits(llava, batch), base)
+    assert not llava.model._forward_pre_hooks
+
+
+# The released code
+
+
+def official_loop(pattern: Tensor, beta: float, first: int, n_image: int, behind: int) -> int:
+    """Sinks of one head as the released code counts them, column by column; its numbers at LLaVA's length:
+    first = 35, n_image = 576, behind = 37, 0.4 beta = 0.0008."""
+    count = 0
+    for t in range(n_image - 1):
+        column = pattern[:, first + 1 + t].double().clone()
+        column[first + 1 + t] = 0
+        count += float(column.sum()) / (behind + n_image - 2 - t) > 0.4 * beta
+    return count
+
+
+def test_official_counts_have_a_lower_threshold_fixed_denominators_and_no_first_column() -> None:
+    assert 37 + 576 - 2 == 611
+    n_image, behind = 32, 2  # 37 tokens behind 576, in proportion
+    for text in (2, 9):
+        n = 3 + n_image + text
+        pattern = causal_pattern(1, 4, n, seed=text)
+        image = torch.zeros(1, n, dtype=torch.bool)
+        image[:, 3 : 3 + n_image] = True
+        for beta in (0.02, 0.06, 0.15):
+            expected = [official_loop(pattern[0, h], beta, 3, n_image, behind) for h in range(4)]
+            assert m.official_counts(pattern, image, torch.tensor([beta]))[0].tolist() == expected
+
+
+def test_official_changes_every_layer_but_those_where_head_zero_wins(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    spans = llava.spans(batch)
+    beta = m.threshold(spans.image, ~spans.padding, 1.0)
+    kept = copied = 0
+    for kappa in (0.5, 1.0, 1.5, 2.0):
+        with (
+            torch.inference_mode(),
+            capture(llava, "pattern") as before,
+            m.broadcasting(llava, 1, kappa=kappa, official_quirks=True),
+            capture(llava, "pattern") as after,
+        ):
+            llava.model(**batch)
+        for layer in range(llava.n_layers):
+            winner = m.official_counts(before[layer], spans.image, kappa * beta).argmax(-1)
+            for i, head in enumerate(winner.tolist()):
+                if head == 0:
+                    assert torch.equal(after[layer][i], before[layer][i])
+                    kept += 1
+                else:
+                    assert torch.equal(after[layer][i], before[layer][i, head].expand_as(after[layer][i]))
+                    copied += 1
+    assert kept
+    assert copied
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"layers": 3}, IndexError, "3"),
+        ({"layers": 1, "kappa": 0.0}, ValueError, "kappa=0.0.*above 0"),
+        ({"layers": 1, "kappa": -1.0}, ValueError, "kappa=-1.0"),
+        ({"layers": 1, "beta": -0.1}, ValueError, "beta=-0.1"),
+        ({"layers": 1, "select": "densest"}, ValueError, "'densest'.*dense, sparse, random, mass, uniform"),
+        ({"layers": 1, "to": "most"}, ValueError, "'most'.*'all', 'half'"),
+        ({"layers": 1, "to": [4]}, IndexError, "heads 0 to 3"),
+        ({"layers": 1, "select": "random", "official_quirks": True}, ValueError, "official_quirks goes with"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(
+    llava: Subject, arguments: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message), m.broadcasting(llava, **arguments):
+        pass
+
+
+def test_a_prompt_without_an_image_is_refused(llava: Subject) -> None:
+    with pytest.raises(ValueError, match=r"no image token.*encode"), m.broadcasting(llava, 1):
+        logits(llava, llava.encode(["a cat"]))
+
+
+def test_a_model_without_image_tokens_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="LlamaForCausalLM has no image tokens"),
+        m.broadcasting(families.subject("llama"), 1),
+    ):
+        pass
+
+
+def test_a_threshold_of_zero_times_uniform_attention_is_refused() -> None:
+    image = torch.ones(1, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="kappa=0"):
+        m.threshold(image, image, 0)
+
+
+def test_a_part_of_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="whole prompt"):
+        m.column_strength(torch.ones(1, 1, 2, 5))
+
+
+# Captions
+
+
+SYNONYMS = {
+    "dog": "dog",
+    "puppy": "dog",
+    "hot dog": "hot dog",
+    "person": "person",
+    "man": "person",
+    "bus": "bus",
+}
+
+
+def test_chair_of_a_hand_made_example() -> None:
+    records = m.caption_records(
+        [7, 3, 5], ["A man walks two dogs, a puppy and a bus.", "Hot dogs on a plate", "nothing"]
+    )
+    assert records[1] == {"image_id": 3, "caption": "Hot dogs on a plate"}
+    counts = m.count_mentions(
+        records,
+        {7: {"person", "dog", "hot dog"}, 3: {"dog"}, 5: {"bus"}},
+        SYNONYMS,
+        {7: {"bus"}, 3: {"person"}, 5: {"person"}},
+    )
+    assert [c.tolist() for c in counts] == [[4, 1, 0], [1, 1, 0], [1, 0, 0], [2, 0, 0], [3, 1, 1]]
+    shares = {name: m.SHARES[name](np.stack(counts, 1)) for name in m.SHARES}
+    assert shares["CHAIR_S"] == pytest.approx(100 * 2 / 3)
+    assert shares["CHAIR_I"] == pytest.approx(100 * 2 / 5)
+    assert shares["recall"] == pytest.approx(100 * 2 / 5)
+    assert shares["F1"] == pytest.approx(100 * 2 * 0.6 * 0.4 / (0.6 + 0.4))
+    assert shares["objects a caption"] == pytest.approx(5 / 3)
+    assert shares["partner share"] == pytest.approx(50)
+    assert m.chair_share(counts, "CHAIR_I").value == pytest.approx(40)
+    assert m.chair_change(counts, counts, "F1").value == 0
+
+
+def test_silence_has_no_hallucination_and_no_recall() -> None:
+    counts = m.count_mentions(m.caption_records([0], [""]), {0: {"dog"}}, SYNONYMS)
+    rows = np.stack(counts, 1)
+    assert [m.SHARES[name](rows) for name in ("CHAIR_S", "CHAIR_I", "recall", "F1")] == [0, 0, 0, 0]
+
+
+def test_mentions_in_scenes_are_those_that_the_world_counts() -> None:
+    rng = np.random.default_rng(0)
+    scenes, others = world.sample(50, rng, rate=0), world.sample(50, rng)
+    captions = [words.text(row) for row in words.captions(others)]
+    names = np.array(world.OBJECTS)
+    counts = m.count_mentions(
+        m.caption_records(range(50), captions),
+        {i: names[there] for i, there in enumerate(scenes.present)},
+        {name: name for name in names},
+        {i: names[habit] for i, habit in enumerate(scenes.missing)},
+    )
+    for found, expected in zip(counts, words.chair(captions, scenes), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+# Yes or no
+
+
+def test_adversarial_objects_are_the_missing_partners_and_no_absent_object_is_there() -> None:
+    rng = np.random.default_rng(0)
+    scenes, seen = world.sample(300, rng, pairs=(2, 3), rate=0), world.sample(2000, rng)
+    absent = m.absent_objects(scenes.present, seen.present, rng)
+    row = np.arange(300)
+    assert all(not scenes.present[row, about].any() for about in absent.values())
+    assert scenes.missing[row, absent["adversarial"]].all()
+    assert scenes.missing[row, absent["random"]].mean() < 0.4
+    frequency = seen.present.sum(0)
+    best = [frequency[~there].max() for there in scenes.present]
+    assert frequency[absent["popular"]].tolist() == best
+    assert len(np.unique(absent["random"])) == len(world.OBJECTS)
+
+
+def test_question_sets_have_popes_format_and_true_labels() -> None:
+    rng = np.random.default_rng(0)
+    scenes = world.sample(20, rng)
+    sets = m.pope_records(scenes.present, scenes.present, world.OBJECTS, rng)
+    assert list(sets) == ["random", "popular", "adversarial"]
+    for records in sets.values():
+        assert [r["question_id"] for r in records] == list(range(40))
+        for r in records:
+            assert set(r) == {"question_id", "image", "text", "label"}
+            name = r["text"].removeprefix("is there a ")
+            assert (r["label"] == "yes") == scenes.present[r["image"], world.OBJECTS.index(name)]
+    yes = [[r["text"] for r in records if r["label"] == "yes"] for records in sets.values()]
+    assert yes[0] == yes[1] == yes[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "yes"),
+    [
+        ("yes", True),
+        ("No, there is no dog.", False),
+        ("There isn't one", False),
+        ("It is not there", False),
+        ("Yes. There is no cat, though", True),
+        ("A notebook is on the table", True),
+        ("nothing", True),
+    ],
+)
+def test_answers_are_read_as_pope_reads_them(answer: str, yes: bool) -> None:
+    assert m.says_yes(answer) is yes
+
+
+def test_scores_of_a_hand_made_confusion_table() -> None:
+    labels = ["yes"] * 4 + ["no"] * 4
+    answers = ["yes", "Yes, it is", "yes", "no", "no", "not there", "no", "yes"]
+    records = [{"image": i % 2, "label": label} for i, label in enumerate(labels)]
+    table = m.confusion(records, answers)
+    assert table.sum(0).tolist() == [3, 1, 1, 3]
+    assert table.tolist() == [[2, 0, 0, 2], [1, 1, 1, 1]]
+    scores = {name: score(table) for name, score in m.POPE.items()}
+    assert scores == pytest.approx({"accuracy": 75, "precision": 75, "recall": 75, "F1": 75, "yes-ratio": 50})
+
+
+# Silence, and equal recall
+
+
+def chair_of(mentioned: list[int], hallucinated: list[int]) -> words.Chair:
+    zero = np.zeros(len(mentioned), int)
+    return words.Chair(np.array(mentioned), np.array(hallucinated), zero, zero, zero)
+
+
+def test_cutting_captions_at_random_leaves_hallucinations_as_often_as_counting_all_choices_says() -> None:
+    base = chair_of([5, 5, 4, 3, 2, 0], [2, 0, 4, 1, 1, 0])
+    for keep in range(6):
+        expected = []
+        for m_, h in zip(base.mentioned, base.hallucinated, strict=True):
+            choices = list(combinations([True] * h + [False] * (m_ - h), min(keep, m_)))
+            expected.append(np.mean([any(choice) for choice in choices]))
+        np.testing.assert_allclose(m.chair_s_when_cut(base, np.full(6, keep)), expected, atol=1e-12)
+
+
+def test_captions_that_are_as_long_as_before_keep_their_chair() -> None:
+    base = chair_of([5, 4, 2], [2, 0, 1])
+    assert m.chair_s_when_cut(base, base.mentioned).tolist() == [1, 0, 1]
+    assert m.chair_s_when_cut(base, np.array([9, 9, 9])).tolist() == [1, 0, 1]
+
+
+def count_names(texts: list[str]) -> words.Chair:
+    truth = {0: {"dog", "bus"}, 1: {"person"}}
+    return m.count_mentions(m.caption_records(range(2), texts), truth, SYNONYMS)
+
+
+def test_the_least_sure_mentions_go_first_and_no_more_than_equal_recall_needs() -> None:
+    mentions = [[("dog", -0.1), ("person", -2.0), ("bus", -1.0)], [("person", -0.2), ("bus", -3.0)]]
+    complete = m.cut_to_recall(mentions, 100, count_names)
+    assert (complete.mentioned.sum(), complete.hallucinated.sum(), complete.found.sum()) == (5, 2, 3)
+    two_of_three = m.cut_to_recall(mentions, 67, count_names)
+    assert two_of_three.mentioned.tolist() == [1, 1]
+    assert (two_of_three.hallucinated.sum(), two_of_three.found.sum()) == (0, 2)
+    assert m.cut_to_recall(mentions, 0, count_names).mentioned.sum() == 0
+
+
+def test_certainty_of_a_mention_is_its_log_probability_after_what_stands_before(llava: Subject) -> None:
+    names = {"cat": "cat", "dog": "dog", "star": "star"}
+    there = np.zeros((3, 3), bool)
+    pictures = [families.picture(i) for i in range(3)]
+    album = m.Album(pictures, there, there, there, list(names), names, "the cat sees", np.zeros(3, int))
+    captions = ["a red star and dogs", "of the", "cat"]
+    found = m.mention_logprobs(llava, album, captions)
+    assert [[name for name, _ in own] for own in found] == [["star", "dog"], [], ["cat"]]
+
+    def total(number: int, answer: str) -> float:
+        return answer_logprobs(llava, [album.prompt], [pictures[number]], answers=[[answer]]).item()
+
+    assert found[0][0][1] == pytest.approx(total(0, "a red star") - total(0, "a red"), abs=1e-4)
+    assert found[2][0][1] == pytest.approx(total(2, "cat"), abs=1e-4)
+
+
+# One head, and the size of the change
+
+
+def test_a_head_left_out_contributes_nothing(llava: Subject, batch: dict[str, Tensor]) -> None:
+    with torch.inference_mode(), m.without_head(llava, 1, 2), capture(llava, "z", layers=1) as acts:
+        llava.model(**batch)
+    assert not acts[1][:, :, 2].any()
+    assert all(acts[1][:, :, head].any() for head in (0, 1, 3))
+
+
+def test_no_edit_changes_nothing_and_a_doubled_output_changes_by_its_own_size(
+    llava: Subject, batch: dict[str, Tensor]
+) -> None:
+    doubled = edit(llava, "attn_out", layer=1, fn=lambda x: 2 * x)
+    np.testing.assert_allclose(m.relative_change(llava, 1, batch, doubled), np.ones(3), rtol=1e-5)
+    with same_implementation(llava):
+        assert m.relative_change(llava, 1, batch, m.broadcasting(llava, 1, to=[])).tolist() == [0, 0, 0]
+
+
+def test_counterfactual_scenes_tempt_with_the_partners_that_are_not_there() -> None:
+    album = m.scene_album(40, np.random.default_rng(0), noise=0.8)
+    assert not (album.present & album.tempting).any()
+    assert (album.tempting.sum(1) == album.present.sum(1)).all()
+    assert album.seen[:, 0].mean() > 0.1
+    few = album.first(7)
+    assert len(few) == len(few.images) == len(few.tempting) == 7
+
+
+# Statistics
+
+
+def test_rank_correlation_is_scipys_and_zero_where_nothing_varies() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, (4, 30)), rng.normal(size=(4, 30))  # a has ties
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(m.spearman(a, b), expected)
+    assert m.spearman(np.ones(9), np.arange(9)) == 0
+
+
+def test_columns_of_equal_strength_are_perfectly_even_and_a_single_one_is_not_even_at_all() -> None:
+    strength = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 3.0, 0.0, 0.0]])
+    assert m.evenness(strength).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_permuting_within_groups_keeps_each_groups_values() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = np.arange(60.0), np.arange(60) % 3
+    shuffled = m.permuted_within(values, groups, rng)
+    for group in range(3):
+        assert sorted(shuffled[groups == group]) == sorted(values[groups == group])
+    assert (shuffled != values).mean() > 0.8
+
+
+def test_correlation_within_groups_is_blind_to_what_the_groups_differ_in() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 200)
+    a, b, shared = (
+        group + 0.1 * rng.normal(size=600),
+        group + 0.1 * rng.normal(size=600),
+        rng.normal(size=600),
+    )
+    assert m.spearman(a, b) > 0.8
+    assert abs(m.rank_correlation_within(np.stack([a, b, group], 1))) < 0.15
+    assert m.rank_correlation_within(np.stack([a + shared, b + shared, group], 1)) > 0.9
+
+
+# Photographs
+
+
+def test_photographs_come_with_their_objects_and_what_usually_goes_with_them(tmp_path: Path) -> None:
+    kinds, shown = ["fork", "plate", "dog"], [{1, 2}, {1, 2}, {1, 2, 3}, {1}, {3}]
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(5)]
+    annotations = [{"image_id": i, "category_id": c} for i, own in enumerate(shown) for c in own]
+    categories = [{"id": i, "name": name} for i, name in enumerate(kinds, 1)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    instances = {"images": images, "annotations": annotations, "categories": categories}
+    captions = {"annotations": [{"image_id": i, "caption": "A photograph"} for i in range(5)]}
+    for name, content in (("instances", instances), ("captions", captions)):
+        (tmp_path / "annotations" / f"{name}_val2014.json").write_text(json.dumps(content))
+    for i in range(5):
+        families.picture(i).save(tmp_path / "val2014" / f"{i}.jpg")
+    album = m.photo_album(str(tmp_path), 5, seed=0)
+    assert sorted(map(tuple, album.present)) == sorted(tuple(k in own for k in (1, 2, 3)) for own in shown)
+    lone_fork = np.flatnonzero((album.present == [True, False, False]).all(1))[0]
+    assert album.tempting[lone_fork].tolist() == [False, True, False]
+    assert album.images[0].mode == "RGB"
+    assert album.synonyms["dog"] == "dog"

@@ -1,0 +1,787 @@
+"""The method cells of notebooks/mllm-survey.ipynb: the very code that the reader reads."""
+
+import html.parser
+import re
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import f1_score, roc_auc_score
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from data.recipes import scenes as recipe
+from data.worlds import scene_words, scenes
+from lib import ROOT, chapters
+from lib.models import Subject
+
+m = chapters.method("mllm-survey")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        image_size=64,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    text = LlamaConfig(
+        vocab_size=len(scene_words.VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=24,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=scene_words.IMAGE,
+        image_seq_length=64,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        for name, parameter in part.named_parameters():
+            if parameter.ndim > 1 and "embedding" not in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.requires_grad_(False)
+    return Subject(model, recipe._processors()[0])
+
+
+@pytest.fixture(scope="module")
+def items() -> object:
+    return m.make_items("colour", 6, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def prefix(subject: Subject, items: object) -> object:
+    return m.read_prefix(subject, items.texts, items.images)
+
+
+def game_of(subject: Subject, items: object) -> object:
+    def value(at: np.ndarray, images: np.ndarray) -> np.ndarray:
+        some = m.replace(items[at], images=images)
+        return m.lead(m.next_logprobs(subject, some.texts, some.images), subject, some)
+
+    return m.Coalitions(items.images, value)
+
+
+def additive(weights: np.ndarray) -> object:
+    """A game in which each cell of a bright image is worth its weight."""
+    images = np.zeros((len(weights), 64, 64, 3), np.uint8)
+    images[:, :16] = images[:, 16:32, :16] = 200  # five active cells, fewer than half of the pixels
+
+    def value(at: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        bright = shown.reshape(-1, 4, 16, 4, 16, 3).any((2, 4, 5)).reshape(-1, 16)
+        return (bright * weights[at]).sum(1)
+
+    return m.Coalitions(images, value)
+
+
+# Questions
+
+
+def test_items_have_a_true_answer_and_a_foil_that_is_true_of_another_object(items: object) -> None:
+    names = list(scenes.COLOURS)
+    for i in range(len(items)):
+        seen = items.scenes.colours[i]
+        assert items.scenes.objects[i, items.cell[i]] == items.about[i]
+        assert names[seen[items.cell[i]]] == items.words[i] != items.foils[i]
+        assert names.index(items.foils[i]) in seen
+        assert items.texts[i].endswith(scenes.OBJECTS[items.about[i]])
+    some = items[np.array([4, 1])]
+    assert some.words == [items.words[4], items.words[1]]
+    assert np.array_equal(some.images[1], items.images[1])
+
+
+def test_questions_that_cannot_be_asked_say_what_can() -> None:
+    with pytest.raises(ValueError, match="question='size': expected one of colour, where, exists"):
+        m.make_items("size", 3, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="0 of 220 scenes fit, 3 are needed"):
+        m.make_items("colour", 3, np.random.default_rng(0), keep=lambda s: np.zeros(len(s), bool))
+
+
+def test_the_lead_is_a_difference_of_logits(subject: Subject, items: object) -> None:
+    log_p = m.next_logprobs(subject, items.texts, items.images)
+    for _, batch in m.batches(subject, items, 10):
+        logits = subject.model(**batch).logits[:, -1]
+    rows, ids = np.arange(6), scene_words.WORD
+    answers, foils = ([ids[w] for w in words] for words in (items.words, items.foils))
+    expected = (logits[rows, answers] - logits[rows, foils]).numpy()
+    np.testing.assert_allclose(m.lead(log_p, subject, items), expected, atol=1e-4)
+    np.testing.assert_array_equal(
+        m.answers_among(log_p, subject, ["red", "blue"]),
+        (logits[:, ids["blue"]] > logits[:, ids["red"]]).int(),
+    )
+
+
+# Sets of cells
+
+
+def brute_force_shapley(v: np.ndarray, n: int) -> np.ndarray:
+    total = np.zeros(n)
+    orders = list(permutations(range(n)))
+    for order in orders:
+        code = 0
+        for player in order:
+            total[player] += v[code | 1 << player] - v[code]
+            code |= 1 << player
+    return total / len(orders)
+
+
+def test_shapley_values_are_the_mean_marginal_contribution_over_all_orders() -> None:
+    v = np.random.default_rng(0).normal(size=2**5)
+    phi = m.shapley(v)
+    np.testing.assert_allclose(phi, brute_force_shapley(v, 5), atol=1e-12)
+    assert phi.sum() == pytest.approx(v[-1] - v[0])
+
+
+def test_players_that_can_be_exchanged_have_equal_shapley_values() -> None:
+    code = np.arange(16)
+    both = (code & 3 == 3) * 2.0 + (code >> 2 & 1) * 5.0
+    phi = m.shapley(both)
+    np.testing.assert_allclose(phi, [1, 1, 5, 0], atol=1e-12)
+
+
+def test_interaction_is_zero_in_a_sum_and_the_product_s_weight_in_a_product() -> None:
+    code = np.arange(32)
+    total = sum((code >> i & 1) * w for i, w in enumerate((1.0, -2.0, 3.0, 0.5, 7.0)))
+    assert m.interaction(total, 1, 3) == pytest.approx(0)
+    product = total + 4.0 * (code >> 1 & 1) * (code >> 3 & 1)
+    assert m.interaction(product, 1, 3) == m.interaction(product, 3, 1) == pytest.approx(4)
+    assert m.interaction(product, 0, 3) == pytest.approx(0)
+
+
+def test_occlusion_equals_a_slow_loop_over_cells(subject: Subject, items: object) -> None:
+    game = game_of(subject, items)
+    fast = m.occlusion(game)
+    whole = m.lead(m.next_logprobs(subject, items.texts, items.images), subject, items)
+    for cell in range(16):
+        images = items.images.copy()
+        y, x = divmod(cell, 4)
+        for i in range(len(items)):
+            colour = np.median(items.images[i].reshape(-1, 3), axis=0).astype(np.uint8)
+            images[i, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = colour
+        edited = m.replace(items, images=images)
+        slow = whole - m.lead(m.next_logprobs(subject, edited.texts, edited.images), subject, edited)
+        np.testing.assert_allclose(fast[:, cell], slow, atol=1e-4)
+    assert len(game.table) == (1 + game.active.sum(1)).sum()  # an empty cell needs no pass
+
+
+def test_the_active_cells_are_those_with_an_object(items: object) -> None:
+    np.testing.assert_array_equal(
+        m.Coalitions(items.images, lambda *_: np.zeros(1)).active, items.scenes.objects >= 0
+    )
+
+
+def test_in_a_sum_every_exact_method_gives_the_weights_and_predicts_all_effects() -> None:
+    weights = np.random.default_rng(1).normal(size=(6, 16))
+    game = additive(weights)
+    game.compute_all()
+    assert game.active[0].sum() == 5
+    exact = np.where(game.active, weights, 0)
+    np.testing.assert_allclose(m.occlusion(game), exact, atol=1e-12)
+    for i in range(6):
+        np.testing.assert_allclose(m.shapley(game.all_sets(i)), weights[i][game.active[i]], atol=1e-12)
+    pairs = m.effects_of_removal(game, exact)
+    assert len(pairs[0][0]) == 31
+    assert m.prediction_r2(pairs)(np.array([1, 3, 5])) == pytest.approx(1)
+    assert m.prediction_r2(m.effects_of_removal(game, 0 * exact))(np.array([1, 3, 5])) <= 0
+
+
+def test_deletion_runs_from_the_whole_image_to_nothing_in_the_order_of_the_map() -> None:
+    weights = np.tile(np.arange(16.0), (2, 1))
+    game = additive(weights)
+    curve = m.deletion(game, weights)
+    assert curve.shape == (2, 17)
+    total = weights[0][game.active[0]].sum()
+    np.testing.assert_allclose(curve[0, [0, -1]], [total, 0])
+    assert curve[0, 12] == total - 4  # of the active cells (0 to 4), cell 4 is the first to go
+    exact = np.where(game.active, weights, -1)
+    assert m.deletion(game, exact).mean() < curve.mean()
+    np.testing.assert_allclose(m.deletion(game, exact)[0, :6], [10, 6, 3, 1, 0, 0])
+
+
+# Maps
+
+
+def test_pointing_takes_the_largest_value_and_shares_ties() -> None:
+    maps = np.zeros((3, 16))
+    maps[0, 5], maps[1, [2, 7]] = 1, 3
+    np.testing.assert_allclose(m.points_at(maps, np.array([5, 7, 0])), [1, 1 / 2, 1 / 16])
+    assert m.points_at(maps, np.array([4, 0, 0]))[:2].sum() == 0
+
+
+def test_correlation_of_rows_is_numpy_s_and_zero_for_a_flat_map() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 16))
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(m.row_correlation(a, b), expected)
+    np.testing.assert_allclose(m.row_correlation(np.exp(a), a, ranks=True), 1)
+    assert m.row_correlation(np.ones((1, 16)), b[:1])[0] == 0
+    active = np.zeros((4, 16), bool)
+    active[:2, :5] = True
+    np.testing.assert_allclose(m.agreement(a, np.exp(a), active), [1, 1])
+
+
+def test_rollout_is_the_product_of_mixed_layers_and_its_rows_sum_to_one() -> None:
+    patterns = [torch.rand(2, 3, 5, 5).softmax(-1) for _ in range(4)]
+    total = m.rollout(patterns)
+    torch.testing.assert_close(total.sum(-1), torch.ones(2, 5))
+    expected = torch.eye(5)
+    for pattern in patterns:
+        expected = (0.5 * pattern[1].mean(0) + 0.5 * torch.eye(5)) @ expected
+    torch.testing.assert_close(total[1], expected)
+
+
+def test_gradient_weighted_attention_ignores_attention_without_positive_influence() -> None:
+    patterns = [torch.rand(2, 3, 5, 5).softmax(-1) for _ in range(2)]
+    nothing = m.gradient_attention(patterns, [-torch.rand_like(p) for p in patterns])
+    torch.testing.assert_close(nothing, torch.eye(5).expand(2, 5, 5))
+    one = m.gradient_attention(patterns[:1], [torch.ones_like(patterns[0])])
+    torch.testing.assert_close(one, torch.eye(5) + patterns[0].mean(1))
+
+
+def test_grad_cam_weights_channels_by_their_mean_gradient() -> None:
+    features, gradients = torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    alpha = gradients.mean(1)
+    expected = torch.stack([(features[i] @ alpha[i]).relu() for i in range(2)])
+    torch.testing.assert_close(m.grad_cam(features, gradients), expected)
+
+
+def test_integrated_gradients_add_up_to_the_change_of_the_lead(subject: Subject, items: object) -> None:
+    model = subject.model.double()
+    try:
+        double = Subject(model, subject.processor)
+        (some, batch), (_, empty) = (
+            next(m.batches(double, x, 6))
+            for x in (items, m.replace(items, images=m.blanked(items.images, np.zeros((6, 16), bool))))
+        )
+        batch, empty = (b | {"pixel_values": b["pixel_values"].double()} for b in (batch, empty))
+        path = m.integrated_gradients(double, some, batch, empty["pixel_values"], 60)
+        with torch.no_grad():
+            change = (
+                m.differentiable_lead(double, some, batch)[1] - m.differentiable_lead(double, some, empty)[1]
+            )
+    finally:
+        subject.model.float()
+    torch.testing.assert_close(path.flatten(1).sum(1), change, rtol=0.02, atol=0.02)
+
+
+def test_maps_are_of_cells_and_gradient_times_input_is_zero_where_the_image_is_empty(
+    subject: Subject, items: object
+) -> None:
+    maps = m.white_box_maps(subject, items, ig_steps=2, batch_size=4)
+    assert {f"attention, layer {layer}" for layer in range(3)} <= maps.keys()
+    for name, values in maps.items():
+        assert values.shape == ((6, 1) if name == "IG gap" else (6, 16))
+        assert np.isfinite(values).all()
+    empty = items.scenes.objects < 0
+    for name in ("gradient × input", "integrated gradients"):
+        assert abs(maps[name][empty]).max() < 1e-6 < abs(maps[name][~empty]).max()
+    attention = sum(maps[f"attention, layer {layer}"] for layer in range(3)) / 3
+    np.testing.assert_allclose(maps["attention, mean of layers"], attention, atol=1e-6)
+
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere(subject: Subject) -> None:
+    other = m.shuffled_weights(subject, 0)
+    for (name, one), two in zip(subject.model.named_parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one.flatten().sort().values, two.flatten().sort().values), name
+        assert one.ndim < 2 or not torch.equal(one, two)
+
+
+def test_cells_of_tokens_are_those_of_the_world_at_any_resolution() -> None:
+    own = m.tokens_of_cells(64)
+    assert (scenes.CELL_OF_PATCH[own.numpy()] == np.arange(16)[:, None]).all()
+    for n_tokens in (16, 576):
+        assert sorted(m.tokens_of_cells(n_tokens).flatten().tolist()) == list(range(n_tokens))
+    per_token = torch.zeros(1, 64)
+    per_token[0, own[6]] = 2.0
+    assert m.to_cells(per_token)[0].tolist() == [2.0 if c == 6 else 0.0 for c in range(16)]
+    with pytest.raises(ValueError, match="60 image tokens form no square"):
+        m.to_cells(torch.zeros(1, 60))
+
+
+# Reading an image once
+
+
+def test_reading_on_from_the_image_equals_one_whole_pass(
+    subject: Subject, items: object, prefix: object
+) -> None:
+    whole = m.next_logprobs(subject, items.texts, items.images)
+    with torch.no_grad():
+        torch.testing.assert_close(prefix.read(), whole, atol=1e-4, rtol=1e-4)
+        again = prefix.rows(torch.tensor([2, 2, 5])).read()
+    torch.testing.assert_close(again, whole[[2, 2, 5]], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="the text has 2 tokens, the one that was read 5"):
+        prefix.read(torch.zeros(6, 2, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_other_texts_after_the_same_images_equal_whole_passes_whatever_their_length(
+    subject: Subject, items: object, prefix: object
+) -> None:
+    short, long = m.ask_about("exists", items.about), [f"the moon is red ; {text}" for text in items.texts]
+    mixed = [(short, items.texts, long)[i % 3][i] for i in range(6)]
+    before = [layer.keys.clone() for layer in prefix.cache.layers]
+    again = prefix.asking(mixed, items.images)
+    whole = m.next_logprobs(subject, mixed, items.images)
+    torch.testing.assert_close(again.read(), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        m.read_prefix(subject, mixed, items.images).read(), whole, atol=1e-4, rtol=1e-4
+    )
+    some = torch.tensor([1, 0, 0])
+    torch.testing.assert_close(again.rows(some).read(), whole[some], atol=1e-4, rtol=1e-4)
+    for layer, keys in zip(prefix.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)  # reading on leaves what was read alone
+    padding = again.batch["attention_mask"] == 0
+    assert padding.any()
+    assert not padding[:, : again.start].any()  # behind the image
+    with pytest.raises(ValueError, match="not those that were read"):
+        m.replace(prefix, start=prefix.start - 1).asking(items.texts, items.images)
+    with pytest.raises(ValueError, match="the images do not end at the same position"):
+        prefix.asking(items.texts, [None, *items.images[1:]])
+
+
+def test_places_of_words_are_found_and_a_missing_word_is_named(prefix: object, items: object) -> None:
+    places = m.word_places(prefix, [scenes.OBJECTS[o] for o in items.about])
+    assert places.nonzero().tolist() == [[i, 4] for i in range(6)]
+    with pytest.raises(ValueError, match="'yellow' is not in the text"):
+        m.word_places(prefix, ["yellow"] * 6)
+
+
+@torch.no_grad()
+def test_a_blocked_image_token_has_no_influence_at_all(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    keys = m.keys_of(prefix, m.cell_places(subject, prefix.batch, items.cell))
+    assert keys.sum(1).tolist() == [4] * 6
+    changed = prefix.rows(torch.arange(6))
+    for layer in changed.cache.layers:
+        layer.values[keys[:, None, : prefix.start].expand_as(layer.values[..., 0])] += 5.0
+    with m.blocked(subject, range(3), keys):
+        assert torch.equal(prefix.read(), changed.read())
+    with m.blocked(subject, [0, 1], keys):
+        assert not torch.equal(prefix.read(), changed.read())
+
+
+@torch.no_grad()
+def test_settings_that_change_nothing_give_the_same_logits(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    nowhere = torch.zeros_like(prefix.batch["input_ids"], dtype=torch.bool)
+    with m.edit(subject, "scores", layer=range(3), fn=lambda x: x):
+        plain = prefix.read()
+    with m.blocked(subject, range(3), nowhere):
+        assert torch.equal(prefix.read(), plain)
+    with m.attention_to(subject, ~nowhere, 0.0):
+        assert torch.equal(prefix.read(), plain)
+    plain = prefix.read()
+    with m.Adapter(3, 32).on(subject):
+        assert torch.equal(prefix.read(), plain)
+    units = torch.zeros(3, 6, 24, dtype=torch.bool)
+    for last in (True, False):
+        with m.units_set(subject, units, torch.ones(3, 24), last=last):
+            assert torch.equal(prefix.read(), plain)
+    with m.steered(subject, 1, torch.zeros(32), 64, 1):
+        assert torch.equal(m.read_prefix(subject, items.texts, items.images).read(), plain)
+    torch.testing.assert_close(m.contrastive(plain, plain.roll(1, 0), 0.0), plain)
+    torch.testing.assert_close(m.contrastive(plain, plain, 3.0), plain)
+
+
+@torch.no_grad()
+def test_a_vector_is_added_to_the_image_tokens_only_and_not_while_text_is_read(
+    subject: Subject, items: object
+) -> None:
+    vector = torch.randn(32)
+    (_, batch) = next(m.batches(subject, items, 6))
+    with m.capture(subject, "resid_post", layers=1) as before:
+        subject.model(**batch)
+    with m.steered(subject, 1, vector, 64, 1), m.capture(subject, "resid_post", layers=1) as after:
+        subject.model(**batch)
+    change = after[1] - before[1]
+    torch.testing.assert_close(change[:, 1:65], vector.expand(6, 64, 32), atol=1e-4, rtol=1e-4)
+    assert change[:, 65:].abs().max() == change[:, 0].abs().max() == 0
+
+
+def test_a_deaf_model_gives_the_same_answer_whatever_object_is_named(subject: Subject, items: object) -> None:
+    others = [text.rsplit(" ", 1)[0] + " moon" for text in items.texts]
+    with m.deaf(subject, scenes.OBJECTS):
+        one, two = (m.next_logprobs(subject, texts, items.images) for texts in (items.texts, others))
+    assert torch.equal(one, two)
+    assert not torch.equal(*(m.next_logprobs(subject, t, items.images) for t in (items.texts, others)))
+    assert not subject.model.get_input_embeddings()._forward_pre_hooks
+
+
+def test_the_game_with_words_is_the_game_of_cells_when_all_words_are_in(subject: Subject) -> None:
+    some = m.make_items("colour", 2, np.random.default_rng(3), pairs=(2, 2))
+    words = [[scenes.OBJECTS[o], "the"] for o in some.about]
+    tables = m.word_game(subject, some, words, 250)
+    game = game_of(subject, some)
+    game.compute_all()
+    for i, v in enumerate(tables):
+        n = int(game.active[i].sum())
+        assert len(v) == 2 ** (n + 2)
+        np.testing.assert_allclose(v[3 * 2**n :], game.all_sets(i), atol=1e-3)
+        assert abs(v[: 2**n] - game.all_sets(i)).max() > 1e-3
+
+
+# States, neurons, concepts
+
+
+@torch.no_grad()
+def test_restoring_the_last_state_brings_the_whole_answer_back_and_restoring_nothing_none(
+    subject: Subject,
+) -> None:
+    some = m.make_items("colour", 5, np.random.default_rng(2))
+    clean, swapped = m.recoloured(
+        some, np.random.default_rng(0), lambda s: scenes.draw(s, np.random.default_rng(9), split="test")
+    )
+    at = np.arange(5)
+    assert (swapped.scenes.colours != clean.scenes.colours).sum() == 5
+    assert [list(scenes.COLOURS)[c] for c in swapped.scenes.colours[at, some.cell]] == some.foils
+    pair = [m.read_prefix(subject, x.texts, x.images) for x in (clean, swapped)]
+    last = m.last_token_effects(*pair, clean)
+    assert last.shape == (4, 5)
+    assert last[-1].mean() == pytest.approx(1, abs=1e-3)
+    assert abs(last[0]).max() < 1e-3  # before the first block the last token is the same in both
+    (_, good), (_, bad) = (next(m.batches(subject, x, 5)) for x in (clean, swapped))
+    with m.capture(subject, "resid_post", layers=1, positions=-1) as acts:
+        whole = m.lead(subject.model(**good).logits[:, -1].log_softmax(-1), subject, clean)
+
+    def restore(h: torch.Tensor) -> torch.Tensor:
+        h[:, -1] = acts[1]
+        return h
+
+    spoilt = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    with m.edit(subject, "resid_post", layer=1, fn=restore):
+        restored = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    np.testing.assert_allclose(last[2], (restored - spoilt) / (whole - spoilt).mean(), rtol=1e-3)
+
+
+@torch.no_grad()
+def test_restoring_a_cell_s_tokens_equals_a_slow_loop_and_the_object_s_cell_is_the_whole_input(
+    subject: Subject,
+) -> None:
+    some = m.make_items("colour", 4, np.random.default_rng(4))
+    clean, swapped = m.recoloured(
+        some, np.random.default_rng(0), lambda s: scenes.draw(s, np.random.default_rng(9), split="test")
+    )
+    empty = scenes.pick(some.scenes.objects < 0, np.random.default_rng(1))
+    own, other = m.indirect_effects(subject, clean, swapped, [some.cell, empty])
+    assert own.shape == other.shape == (4, 4)
+    (_, good), (_, bad) = (next(m.batches(subject, x, 4)) for x in (clean, swapped))
+    with m.capture(subject, "resid_post", layers=0) as acts:
+        f_clean = m.lead(subject.model(**good).logits[:, -1].log_softmax(-1), subject, clean)
+    f_bad = m.lead(subject.model(**bad).logits[:, -1].log_softmax(-1), subject, clean)
+    slow = []
+    for i in range(4):
+
+        def restore(h: torch.Tensor, i: int = i) -> torch.Tensor:
+            for patch in np.nonzero(some.cell[i] == scenes.CELL_OF_PATCH)[0]:
+                h[i, 1 + patch] = acts[0][i, 1 + patch]
+            return h
+
+        with m.edit(subject, "resid_post", layer=0, fn=restore):
+            log_p = subject.model(**bad).logits[:, -1].log_softmax(-1)
+        slow.append(m.lead(log_p, subject, clean)[i] - f_bad[i])
+    np.testing.assert_allclose(own[1], np.array(slow) / (f_clean - f_bad).mean(), atol=1e-3)
+
+
+@torch.no_grad()
+def test_contributions_of_units_add_up_to_what_the_block_writes(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    ids = m.word_ids(subject, items.words)
+    added, values = m.contributions(subject, prefix, ids)
+    assert added.shape == values.shape == (3, 6, 24)
+    with m.capture(subject, "mlp_out", positions=-1) as out:
+        prefix.read()
+    direction = subject.model.lm_head.weight[ids] * subject.layout.owner.norm.weight
+    for layer in range(3):
+        torch.testing.assert_close(
+            added[layer].sum(-1), (out[layer] * direction).sum(-1), atol=1e-4, rtol=1e-3
+        )
+
+
+@torch.no_grad()
+def test_units_are_set_where_the_mask_says(subject: Subject, prefix: object) -> None:
+    mask = torch.rand(3, 6, 24) < 0.3
+    with (
+        m.units_set(subject, mask, torch.full((3, 24), 7.0), last=True),
+        m.capture(subject, "mlp_act") as acts,
+    ):
+        prefix.read()
+    for layer in range(3):
+        assert (acts[layer][:, -1][mask[layer]] == 7).all()
+        assert (acts[layer][:, :-1] != 7).all()
+        assert (acts[layer][:, -1][~mask[layer]] != 7).all()
+
+
+def test_entropy_of_a_unit_is_zero_for_one_domain_and_log_two_for_both() -> None:
+    rates = torch.tensor([[0.5, 0.4, 0.0, 0.01], [0.5, 0.0, 0.8, 0.0]])
+    entropy, domain = m.specific_units(rates, 0.5)
+    np.testing.assert_allclose(entropy, [np.log(2), 0, 0, 0], atol=1e-6)
+    assert domain.tolist() == [-1, 0, 1, -1]  # the last unit hardly ever fires
+
+
+def test_firing_rates_are_shares_of_tokens(subject: Subject, items: object) -> None:
+    image, text = m.firing_rates(subject, items, 4)
+    (_, batch) = next(m.batches(subject, items, 6))
+    with torch.no_grad(), m.capture(subject, "mlp_act", layers=1) as acts:
+        subject.model(**batch)
+    torch.testing.assert_close(image[:, 24:48], (acts[1][:, 1:65] > 0).float().mean(1))
+    torch.testing.assert_close(text[2, 24:48], (acts[1][2, [0, *range(65, 70)]] > 0).float().mean(0))
+
+
+@torch.no_grad()
+def test_exchanging_units_moves_values_at_the_given_patches_only(subject: Subject, items: object) -> None:
+    (_, batch) = next(m.batches(subject, items, 6))
+    projector = subject.model.model.multi_modal_projector
+    seen: list[torch.Tensor] = []
+    one, two = torch.arange(6), torch.arange(6) + 10
+    places = torch.rand(6, 64) < 0.5
+
+    def hidden(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with m.units_exchanged(subject, places, first, second):
+            handle = projector.linear_2.register_forward_pre_hook(
+                lambda module, inputs: seen.append(inputs[0])
+            )
+            logits = subject.model(**batch).logits
+            handle.remove()
+        return seen.pop(), logits
+
+    plain = subject.model(**batch).logits
+    same, logits = hidden(one, one)
+    assert torch.equal(logits, plain)
+    moved, _ = hidden(one, two)
+    for i in range(6):
+        assert torch.equal(moved[i, ~places[i]], same[i, ~places[i]])
+        assert torch.equal(moved[i, places[i], two[i]], same[i, places[i], one[i]])
+        assert torch.equal(moved[i, places[i], one[i]], same[i, places[i], two[i]])
+    assert not projector.linear_2._forward_pre_hooks
+
+
+def test_cells_are_replaced_as_in_a_slow_loop(subject: Subject, items: object) -> None:
+    vector = m.mean_image_token(subject, items, 4)
+    fast = m.with_cells_replaced(subject, items, items.cell, vector, 4)
+    (_, batch) = next(m.batches(subject, items, 6))
+    for i in range(6):
+        one = {name: x[i : i + 1] for name, x in batch.items()}
+
+        def put(h: torch.Tensor, i: int = i) -> torch.Tensor:
+            for patch in range(64):
+                if scenes.CELL_OF_PATCH[patch] == items.cell[i]:
+                    h[0, 1 + patch] = vector
+            return h
+
+        with torch.no_grad(), m.edit(subject, "resid_pre", layer=0, fn=put):
+            slow = subject.model(**one).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(fast[i], slow, atol=1e-4, rtol=1e-4)
+
+
+def test_states_are_those_of_the_chosen_tokens(subject: Subject, items: object) -> None:
+    empty = scenes.pick(items.scenes.objects < 0, np.random.default_rng(0))
+    states = m.read_states(subject, items, empty, 4)
+    (_, batch) = next(m.batches(subject, items, 6))
+    with torch.no_grad(), m.capture(subject, "resid_post") as acts:
+        logits = subject.model(**batch).logits
+    own = 1 + np.nonzero(items.cell[3] == scenes.CELL_OF_PATCH)[0]
+    torch.testing.assert_close(states.object[2, 3], acts[1][3, own], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(states.last[3], acts[2][:, -1], atol=1e-5, rtol=1e-4)
+    final = m.lens(subject, states.last[:, :, None])[-1, :, 0]
+    torch.testing.assert_close(final, logits[:, -1].log_softmax(-1), atol=1e-4, rtol=1e-4)
+    top = final.argmax(-1)
+    hits = m.names_one_of(final[None, :, None], torch.stack([top, top + 1], 1))
+    assert hits.tolist() == [[1.0] * 6]
+
+
+# Attention that is taught
+
+
+def test_the_attention_loss_is_the_mean_of_minus_log_over_blocks_and_items_with_keys() -> None:
+    patterns = [torch.rand(3, 4, 7).softmax(-1) for _ in range(2)]
+    keys = torch.zeros(3, 7, dtype=torch.bool)
+    keys[0, [1, 2]] = keys[2, 5] = True
+    expected = [-float(p[i].mean(0)[keys[i]].sum().log()) for p in patterns for i in (0, 2)]
+    assert m.attention_loss(patterns, keys).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_queries_are_all_that_is_trained_and_the_original_stays_as_it_was(
+    subject: Subject, prefix: object, items: object
+) -> None:
+    before = {name: x.clone() for name, x in subject.model.named_parameters()}
+    answers = m.word_ids(subject, items.words)
+    keys = m.keys_of(prefix, m.cell_places(subject, prefix.batch, items.cell))
+
+    def look(student: Subject) -> float:
+        own = m.replace(prefix, subject=student)
+        with torch.no_grad(), m.capture(student, "pattern", positions=-1) as patterns:
+            own.read()
+        return float(m.attention_loss([patterns[layer] for layer in range(3)], keys))
+
+    same = m.train_queries(prefix, answers, keys, 1.0, 0)
+    taught = m.train_queries(prefix, answers, keys, 3.0, 12, batch=6, lr=0.03)
+    plain = m.train_queries(prefix, answers, keys, 0.0, 12, batch=6, lr=0.03)
+    assert look(taught) < look(same) - 0.3
+    assert look(taught) < look(plain)
+    for name, x in subject.model.named_parameters():
+        assert torch.equal(x, before[name]), name
+        assert not x.requires_grad
+    for student in (taught, plain):
+        for name, x in student.model.named_parameters():
+            assert torch.equal(x, before[name]) != ("q_proj" in name and "vision" not in name), name
+            assert not x.requires_grad
+    with torch.no_grad():
+        assert torch.equal(m.replace(prefix, subject=same).read(), prefix.read())
+        loss = [
+            -m.replace(prefix, subject=s).read().gather(1, answers[:, None]).mean() for s in (plain, same)
+        ]
+    assert loss[0] < loss[1]
+
+
+def test_attention_to_cells_is_that_of_a_slow_loop(subject: Subject, prefix: object, items: object) -> None:
+    (_, batch) = next(m.batches(subject, items, 6))
+    with torch.no_grad(), m.capture(subject, "pattern") as patterns:
+        subject.model(**batch)
+    found = m.attention_to_cells(prefix)
+    assert found.shape == (3, 6, 16)
+    for layer in range(3):
+        for i in range(6):
+            per_cell = np.zeros(16)
+            for head in range(4):
+                row = patterns[layer][i, head, -1, 1:65].numpy()
+                np.add.at(per_cell, scenes.CELL_OF_PATCH, row / 4 / 4)  # a cell has four patches
+            np.testing.assert_allclose(found[layer, i], per_cell, atol=1e-5)
+
+
+# Dictionaries and metrics
+
+
+def test_words_in_an_orthogonal_dictionary_are_soft_thresholded() -> None:
+    basis = torch.eye(4)
+    dictionary, z = torch.cat([basis, -basis]), torch.randn(3, 4)
+    z = torch.cat([z, -z])
+    unit = z / z.norm(dim=1, keepdim=True)
+    target = unit @ dictionary.T
+    expected = (target - 0.3 * target.amax(1, keepdim=True)).relu()
+    found = m.sparse_words(z, dictionary, 0.3)
+    torch.testing.assert_close(found @ dictionary, expected @ dictionary, atol=1e-4, rtol=1e-3)
+    assert (m.sparse_words(z, dictionary, 1.0) < 1e-4).all()
+
+
+def test_the_autoencoder_finds_a_planted_dictionary_and_keeps_unit_rows() -> None:
+    torch.manual_seed(0)
+    atoms = torch.linalg.qr(torch.randn(8, 8))[0]
+    codes = torch.rand(2000, 8) * (torch.rand(2000, 8) < 0.2)
+    z = 3 * codes @ atoms
+    sae = m.train_autoencoder(z, 16, 0.4, 600, 0)
+    torch.testing.assert_close(sae.W_d.norm(dim=1), torch.ones(16))
+    with torch.no_grad():
+        rest = (z - sae.encode(z) @ sae.W_d - sae.b_d).square().sum() / (z - z.mean(0)).square().sum()
+    assert rest < 0.1
+    assert (sae.W_d @ atoms.T).max(0).values.min() > 0.8
+
+
+def test_the_best_feature_is_the_one_that_is_the_factor_and_f1_is_scikit_learn_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(400, 3, generator=generator) < 0.3
+    noise = torch.rand(400, 5, generator=generator)
+    features = torch.cat([noise, factors.float() * 2 + 0.1 * noise[:, :3]], 1)
+    chosen_on = torch.arange(400) < 200
+    feature, said = m.best_features(features, factors, chosen_on, n_thresholds=300)
+    assert feature.tolist() == [5, 6, 7]
+    image = torch.arange(400) // 20
+    assert m.mean_f1(m.f1_counts(said, factors, image)) == pytest.approx(1)
+    wrong = said.roll(3, 0)
+    expected = np.mean([f1_score(factors[:, k], wrong[:, k]) for k in range(3)])
+    assert m.mean_f1(m.f1_counts(wrong, factors, image)) == pytest.approx(expected)
+
+
+def test_matched_spaces_are_mutual_neighbours_without_a_gap() -> None:
+    vectors = torch.randn(6, 16)
+    own, mutual, gap = m.matched(vectors, vectors)
+    assert (mutual, gap) == (1.0, 0.0)
+    assert own > 0.9
+    assert m.matched(vectors, vectors.roll(1, 0))[1] == 0
+    shifted = m.matched(vectors + 100, vectors)
+    assert shifted[1] == 1
+    assert shifted[2] > 1
+
+
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
+    assert m.calibration_error(np.full(4, 0.75), np.array([1.0, 1, 1, 0])) == pytest.approx(0)
+    assert m.calibration_error(np.ones(5), np.zeros(5)) == pytest.approx(1)
+    two_bins = m.calibration_error(np.array([0.95, 0.95, 0.15, 0.15]), np.array([1.0, 0, 0, 0]))
+    assert two_bins == pytest.approx((0.45 + 0.15) / 2)
+
+
+def test_area_under_the_curve_is_scikit_learn_s_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(6, size=60).astype(float), rng.integers(2, size=60)
+    assert m.auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_percentages_of_zeros_and_ones_have_a_width_even_if_all_agree() -> None:
+    whole = m.percent(np.ones(20))
+    assert (whole.value, whole.n) == (100, 20)
+    assert whole.low < 90 < whole.high
+    assert m.percent(np.array([0.5, 1.0, 0.0, 0.25])).value == pytest.approx(43.75)
+
+
+# The table and the works in it
+
+
+class Parts(html.parser.HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_the_table_asks_no_server_for_anything_and_is_whole_without_scripts() -> None:
+    link = '<a href="https://arxiv.org/abs/2412.02104">2412.02104</a>'
+    text = m.searchable_table(
+        ["A & B", "C"], [["x < y", link], ["2", "z"]], label="A table", name="some-table"
+    )
+    parts = Parts(text)
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in parts.tags}
+    assert not any({"src", "srcset", "style-src"} & attributes.keys() for _, attributes in parts.tags)
+    assert re.findall(r"https?://\S+?(?=\")", text) == ["https://arxiv.org/abs/2412.02104"]
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttp|import\(", text)
+    assert "x &lt; y" in text
+    assert "A &amp; B" in text
+    assert sum(tag == "tr" for tag, _ in parts.tags) == 3
+    assert not any("hidden" in attributes for tag, attributes in parts.tags if tag in ("tr", "table"))
+    search = [attributes for tag, attributes in parts.tags if tag == "p"]
+    assert "hidden" in search[0]  # shown by the script that makes it work
+    assert ("div", "region") in [(tag, attributes.get("role")) for tag, attributes in parts.tags]
+    with pytest.raises(ValueError, match="row 'only' has 1 cells; there are 2 columns"):
+        m.searchable_table(["A", "B"], [["only"]], label="A table", name="some-table")
+
+
+def test_the_works_have_known_leaves_valid_identifiers_and_no_doubles() -> None:
+    data = yaml.safe_load((ROOT / "data" / "survey-works.yml").read_text())
+    assert data["perspectives"].keys() == {leaf.split(".")[0] for leaf in data["leaves"]}
+    for work in data["works"]:
+        assert work.keys() == {"title", "year", "arxiv", "leaf"}
+        assert work["leaf"] in data["leaves"]
+        if work["arxiv"]:
+            assert re.fullmatch(r"\d{4}\.\d{5}", work["arxiv"])
+            assert work["year"] == 2000 + int(work["arxiv"][:2])
+    for key in ("title", "arxiv"):
+        given = [work[key] for work in data["works"] if work[key]]
+        assert len(given) == len(set(given))
+    assert data["leaves"].keys() - {work["leaf"] for work in data["works"]} == {"I.3"}

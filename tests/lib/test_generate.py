@@ -1,0 +1,334 @@
+"""Batched generation and answer log-probabilities against slow, one-at-a-time references."""
+
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, picture, subject
+
+from lib.generate import answer_logprobs, generate, inputs, next_logprobs
+from lib.hooks import capture, edit
+from lib.models import Subject, load
+
+FAMILIES = [*LANGUAGE, *VISION_LANGUAGE]
+TEXTS = ["the cat sees a red star .", "a dog", "where is the blue star ?"]
+NEW = 6
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
+WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3", "phi3")
+
+
+def pictures(s, n=3):
+    return None if s.processor is s.tokenizer else [picture(seed) for seed in range(n)]
+
+
+def one_by_one(s, text, image, n_new=NEW, start=()):
+    """The tokens and their logits, each by a pass over the whole text so far, without batch or cache."""
+    encoded = s.encode([text], None if image is None else [image])
+    ids, logits = [*start], []
+    for _ in range(n_new):
+        further = dict(encoded)
+        more = torch.tensor([ids], dtype=torch.long)
+        further["input_ids"] = torch.cat([encoded["input_ids"], more], 1)
+        further["attention_mask"] = torch.ones_like(further["input_ids"])
+        if "position_ids" in encoded:
+            last = encoded["position_ids"][..., -1:]
+            behind = last + torch.arange(1, 1 + len(ids))
+            further["position_ids"] = torch.cat([encoded["position_ids"], behind], -1)
+        for name, kind in [("token_type_ids", 1), ("mm_token_type_ids", 0)]:
+            if name in encoded:
+                further[name] = torch.cat([encoded[name], torch.full_like(more, kind)], 1)
+        with torch.no_grad():
+            logits.append(s.model(**further).logits[0, -1])
+        ids.append(int(logits[-1].argmax()))
+        if ids[-1] == 2:
+            break
+    return ids[len(start) :], torch.stack(logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_says_what_each_prompt_alone_says_without_a_cache(family):
+    s = subject(family)
+    images = pictures(s)
+    said = generate(s, TEXTS, images, max_new_tokens=NEW)
+    for i, text in enumerate(TEXTS):
+        expected, _ = one_by_one(s, text, images and images[i])
+        assert said.ids[i].tolist()[: len(expected)] == expected
+        assert said.texts[i] == s.tokenizer.decode(expected, skip_special_tokens=True)
+    small = generate(s, TEXTS, images, max_new_tokens=NEW, batch_size=2)
+    assert torch.equal(small.ids, said.ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_5_vl", "llava"])
+def test_greedy_generation_is_transformers_own(family):
+    s = subject(family)
+    images = pictures(s)
+    batch = s.encode(TEXTS, images)
+    expected = s.model.generate(**batch, max_new_tokens=NEW, do_sample=False)[
+        :, batch["input_ids"].shape[1] :
+    ]
+    assert torch.equal(generate(s, TEXTS, images, max_new_tokens=NEW).ids, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_next_logprobs_are_those_of_each_prompt_alone(family):
+    s = subject(family)
+    images = pictures(s)
+    found = next_logprobs(s, TEXTS, images, batch_size=2)
+    for i, text in enumerate(TEXTS):
+        _, logits = one_by_one(s, text, images and images[i], n_new=1)
+        torch.testing.assert_close(found[i], logits[0].log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+ANSWERS = [["a red star", "dog"], ["the cat sees a dog", "blue"], ["left"]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answer_logprobs_sum_to_the_models_own_loss(family):
+    s = subject(family)
+    images = pictures(s)
+    found = answer_logprobs(s, TEXTS, images, answers=ANSWERS, batch_size=2)
+    assert found.shape == (3, 2)
+    assert found[2, 1] == -torch.inf
+    for i, own in enumerate(ANSWERS):
+        for j, answer in enumerate(own):
+            ids = s.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            total = 0.0
+            for k, token in enumerate(ids):
+                _, logits = one_by_one(s, TEXTS[i], images and images[i], n_new=1, start=ids[:k])
+                total += logits[0].log_softmax(-1)[token].item()
+            assert found[i, j].item() == pytest.approx(total, abs=2e-4), (i, j)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_the_loss_that_transformers_computes_is_the_mean_of_the_answers_logprobs(family):
+    s = subject(family)
+    images = pictures(s, 1)
+    encoded = s.encode(TEXTS[:1], images)
+    answer = torch.tensor([s.tokenizer("a red star", add_special_tokens=False)["input_ids"]])
+    ids = torch.cat([encoded["input_ids"], answer], 1)
+    labels = ids.clone()
+    labels[:, : -answer.shape[1]] = -100
+    pixels = {k: v for k, v in encoded.items() if k == "pixel_values"}
+    with torch.no_grad():
+        loss = s.model(input_ids=ids, labels=labels, **pixels).loss
+    found = answer_logprobs(s, TEXTS[:1], images, answers=[["a red star"]])
+    assert found.item() == pytest.approx(-3 * loss.item(), abs=1e-4)
+
+
+def test_answers_of_one_token_are_entries_of_the_next_logprobs_and_cost_one_pass():
+    s = subject("llava")
+    images = pictures(s)
+    with capture(s, "resid_post", layers=0) as acts:
+        found = answer_logprobs(s, TEXTS, images, answers=[["cat", "dog"]] * 3)
+    assert len(acts.passes[0]) == 1
+    ids = s.tokenizer.convert_tokens_to_ids(["cat", "dog"])
+    assert torch.equal(found, next_logprobs(s, TEXTS, images)[:, ids])
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in WINDOWED])
+def test_an_answer_goes_on_from_its_start(family):
+    s = subject(family)
+    images = pictures(s)
+    starts = ["a", "the cat sees", "left of"]
+    said = generate(s, TEXTS, images, max_new_tokens=3, start=starts)
+    for i, text in enumerate(TEXTS):
+        ids = s.tokenizer(starts[i], add_special_tokens=False)["input_ids"]
+        expected, _ = one_by_one(s, text, images and images[i], n_new=3, start=ids)
+        assert said.ids[i].tolist()[: len(expected)] == expected
+
+
+def test_nothing_is_said_after_the_end():
+    s = subject("llama")
+    first = generate(s, TEXTS, max_new_tokens=1).ids[:, 0].tolist()
+    own = s.model.generation_config.eos_token_id
+    try:
+        s.model.generation_config.eos_token_id = first[:1]  # the first prompt now stops at once
+        said = generate(s, TEXTS, max_new_tokens=NEW)
+        assert said.ids[0, 0] == first[0]
+        assert (said.ids[0, 1:] == 0).all()
+        assert said.ids.shape == (3, NEW)
+        alone = generate(s, TEXTS[:1], max_new_tokens=NEW)
+        assert alone.ids.shape == (1, 1)  # and no pass is spent on it
+    finally:
+        s.model.generation_config.eos_token_id = own
+
+
+# Drawing
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_batches():
+    s = subject("llama")
+    texts = TEXTS * 4
+
+    def draw(**options):
+        return generate(s, texts, max_new_tokens=NEW, temperature=1.5, **options).ids
+
+    assert torch.equal(draw(seed=1), draw(seed=1, batch_size=5))
+    assert not torch.equal(draw(seed=1), draw(seed=2))
+    state = torch.random.get_rng_state()
+    draw(seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_drawn_tokens_have_the_models_probabilities():
+    s = subject("gpt2")
+    n, temperature = 4000, 2.0
+    drawn = generate(s, ["a dog"] * n, max_new_tokens=1, temperature=temperature, batch_size=1000).ids[:, 0]
+    probability = (next_logprobs(s, ["a dog"])[0] / temperature).softmax(-1)
+    share = torch.bincount(drawn, minlength=len(probability)) / n
+    deviation = (share - probability) / (probability * (1 - probability) / n).sqrt()
+    assert deviation.abs().max() < 5
+    cold = generate(s, TEXTS, max_new_tokens=NEW, temperature=1e-6)
+    assert torch.equal(cold.ids, generate(s, TEXTS, max_new_tokens=NEW).ids)
+
+
+# Under edits and captures
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llava", "qwen2_5_vl"])
+def test_an_identity_edit_changes_no_bit(family):
+    s = subject(family)
+    images = pictures(s)
+
+    def everything():
+        said = generate(s, TEXTS, images, max_new_tokens=NEW)
+        return said.ids, next_logprobs(s, TEXTS, images), answer_logprobs(s, TEXTS, images, answers=ANSWERS)
+
+    own = s.layout.owner.config._attn_implementation
+    s.layout.owner.set_attn_implementation("eager")
+    expected = everything()
+    s.layout.owner.set_attn_implementation(own)
+    with ExitStack() as stack:
+        for site in ("resid_post", "z", "pattern", "scores"):
+            stack.enter_context(edit(s, site, layer=range(s.n_layers), fn=lambda x: x))
+        edited = everything()
+    assert all(torch.equal(a, b) for a, b in zip(edited, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "llava", "qwen2_5_vl"])
+def test_an_edit_acts_on_the_prefill_and_on_every_step_and_a_capture_sees_both(family):
+    s = subject(family)
+    images = pictures(s)
+    queries = []
+
+    def watch(pattern):
+        queries.append(pattern.shape[2:])
+        return pattern
+
+    with edit(s, "pattern", layer=1, fn=watch), capture(s, "resid_post", layers=2) as acts:
+        said = generate(s, TEXTS, images, max_new_tokens=3)
+    length = queries[0][0]
+    assert queries[0] == (length, length)
+    n = said.ids.shape[1]
+    assert queries[1:] == [(1, length + i) for i in range(1, n)]
+    assert [x.shape[1] for x in acts.passes[2]] == [length] + [1] * (n - 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_a_batch_under_an_edit_says_what_each_prompt_says_under_it(family):
+    s = subject(family)
+    images = pictures(s)
+    plain = generate(s, TEXTS, images, max_new_tokens=NEW)
+    with edit(s, "z", layer=[0, 1], fn=lambda z: z * torch.tensor([0.0, 1, -1, 2])[:, None]):
+        said = generate(s, TEXTS, images, max_new_tokens=NEW)
+        for i, text in enumerate(TEXTS):
+            expected, _ = one_by_one(s, text, images and images[i])
+            assert said.ids[i].tolist()[: len(expected)] == expected
+    assert not torch.equal(said.ids, plain.ids)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("site", ["pattern", "scores", "resid_pre"])
+def test_an_edit_that_hides_the_image_makes_all_answers_the_same(family, site):
+    """Its tokens stand at the same places in the prefill's keys and in those of every later step."""
+    s = subject(family)
+    texts, images = [TEXTS[0]] * 3, pictures(s)
+    image = s.spans(s.encode(texts, images)).image[0]
+    found = next_logprobs(s, texts, images)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+    def hide(x):
+        if site == "scores":
+            x[..., : len(image)][..., image] = -1e9
+        elif site == "pattern":
+            x[..., : len(image)][..., image] = 0
+            x = x / x.sum(-1, keepdim=True).clamp_min(1e-9)
+        elif x.shape[1] == len(image):  # the prefill
+            x[:, image] = 0
+        return x
+
+    with edit(s, site, layer=0 if site == "resid_pre" else range(s.n_layers), fn=hide):
+        hidden = next_logprobs(s, texts, images)
+        said = generate(s, texts, images, max_new_tokens=NEW)
+    torch.testing.assert_close(hidden[1:], hidden[:1].expand(2, -1), atol=1e-5, rtol=1e-5)
+    assert (said.ids == said.ids[0]).all()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantised_weights_generate_under_edits(tmp_path, bits):
+    pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128}  # whole blocks of 64 weights
+    torch.manual_seed(0)
+    config = hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**LLAMA_SIZE | wide),
+        vision_config=hf.CLIPVisionConfig(**VISION | wide),
+        image_token_index=IMAGE_ID,
+        image_seq_length=16,
+    )
+    hf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    VISION_LANGUAGE["llava"].processor().save_pretrained(tmp_path)
+    full, small = load(tmp_path), load(tmp_path, quantization=bits)
+    images = pictures(full)
+    assert small.model.get_memory_footprint() < 0.6 * full.model.get_memory_footprint()
+    found, expected = (next_logprobs(s, TEXTS, images).flatten() for s in (small, full))
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9
+    said = generate(small, TEXTS, images, max_new_tokens=NEW)
+    with capture(small, "z") as acts, edit(small, "resid_post", layer=1, fn=lambda x: x):
+        again = generate(small, TEXTS, images, max_new_tokens=NEW)
+    assert torch.equal(again.ids, said.ids)
+    assert acts.passes[0][0].shape[2:] == (4, 16)
+
+
+# What goes in
+
+
+def test_images_are_8_bit_arrays_or_pictures():
+    s = subject("llava")
+    images = pictures(s)
+    array = np.stack([np.asarray(image) for image in images])
+    expected = next_logprobs(s, TEXTS, images)
+    assert torch.equal(next_logprobs(s, TEXTS, array), expected)
+    one, two = inputs(s, TEXTS, array, batch_size=2)
+    assert one["pixel_values"].shape[0] == 2
+    assert two["pixel_values"].shape[0] == 1
+    assert {"input_ids", "attention_mask", "position_ids"} < one.keys()
+    assert not torch.equal(next_logprobs(s, TEXTS, array[::-1]), expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (generate, {"texts": "a dog", "max_new_tokens": 3}, "give a list with at least one prompt"),
+        (generate, {"texts": [], "max_new_tokens": 3}, "give a list with at least one prompt"),
+        (generate, {"texts": TEXTS, "max_new_tokens": 0}, "max_new_tokens=0, temperature=0.0: at least 1"),
+        (generate, {"texts": TEXTS, "max_new_tokens": 3, "temperature": -1}, "temperature=-1"),
+        (generate, {"texts": TEXTS, "max_new_tokens": 3, "start": ["a"]}, "3 texts and 1 starts"),
+        (next_logprobs, {"texts": TEXTS, "batch_size": 0}, "batch_size=0"),
+        (next_logprobs, {"texts": TEXTS, "images": [picture()]}, "3 texts and 1 images"),
+        (answer_logprobs, {"texts": TEXTS, "answers": [["a"]]}, "3 texts and 1 entries of answers"),
+        (answer_logprobs, {"texts": TEXTS, "answers": ["yes", "no", "a"]}, "a list of answers for each text"),
+        (answer_logprobs, {"texts": TEXTS[:1], "answers": [["a", ""]]}, "the answer '' has no token"),
+    ],
+)
+def test_mistakes_are_named(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(subject("llava"), **arguments)
+
+
+def test_a_model_that_only_classifies_cannot_generate():
+    with pytest.raises(ValueError, match="ViTForImageClassification has no tokenizer, or no words"):
+        next_logprobs(subject("vit"), ["a"], [picture()])
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer"):
+        generate(Subject(subject("llama").model), ["a"], max_new_tokens=1)
