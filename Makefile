@@ -28,11 +28,12 @@ book: setup ## execute the chapters (PRESET=organism) and build the website
 run: setup ## execute the chapters only
 	@$(BIN)/python -m book run --preset $(PRESET) --jobs $(JOBS)
 
-lint: setup ## ruff: style and formatting of code and notebooks
+lint: setup ## ruff: style and formatting of code and notebooks; import-linter: who may import whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
-types: setup ## mypy on lib
+types: setup ## mypy on lib, data and book
 	@$(BIN)/mypy
 
 test: lint types ## everything: lint, types, unit tests, chapters at smoke, the site in a browser (BROWSER=skip leaves it out)
@@ -40,7 +41,7 @@ test: lint types ## everything: lint, types, unit tests, chapters at smoke, the 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 bench: setup ## the benchmarks: ratios against named peers
-	@for script in tests/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in tests/bench/bench_*.py; do echo "== $$script"; PYTHONPATH=tests $(BIN)/python $$script; done
 
 serve: setup ## the built website on localhost
 	@test -d _build/html || { echo "No website yet: run 'make book' first."; exit 1; }

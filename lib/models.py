@@ -45,11 +45,10 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from lib import ROOT, differences
+from lib import differences, organisms
 from lib.hooks import capture
 from lib.sites import Layout, contradicted, modality, towers
 
-ORGANISMS = ROOT / "data" / "models"
 FAST_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as written by transformers 5 and 4
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -391,7 +390,7 @@ def load(
     if quantization:
         arguments["quantization_config"] = _quantization(quantization)
     source: Path | None = folder
-    if parent := differences.parent(folder, ORGANISMS):
+    if parent := differences.parent(folder, organisms.FOLDER):
         source, arguments["state_dict"] = None, differences.join(folder, parent)
         if (folder / "generation_config.json").is_file():
             arguments["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -415,33 +414,22 @@ def load(
     return Subject(model.eval(), _processor(folder, config))
 
 
-def seeds_of(name: str, n: int | None = None) -> list[str]:
-    """The names of an organism and of its other shipped seeds, at most `n`; any other model is alone.
-
-    They were trained by the same recipe, and differ in the random numbers only.
-
-    Raises:
-        ValueError: `n` is below 1.
-    """
-    if n is not None and n < 1:
-        raise ValueError(f"{n} networks of {name}: expected at least 1")
-    shipped = sorted(folder.name for folder in ORGANISMS.iterdir())
-    return [name, *(other for other in shipped if other.startswith(f"{name}-seed"))][:n]
-
-
 def _folder(name: str | Path) -> Path:
     """The local folder of a model; fetched from the hub where needed."""
     text = str(name)
-    organisms = sorted(folder.name for folder in ORGANISMS.glob("*") if folder.is_dir())
-    if text in organisms:
-        return ORGANISMS / text
+    if organism := organisms.folder(text):
+        return organism
     path = Path(text).expanduser()
     if path.is_dir():
         return path
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise FileNotFoundError(f"no folder {path} (a model is an organism, an existing folder, or a hub id)")
-    close = difflib.get_close_matches(text, organisms, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"`data/models` has {len(organisms)} others"
+    close = difflib.get_close_matches(text, organisms.shipped(), n=3)
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"`data/models` has {len(organisms.shipped())} others"
+    )
     try:
         path = Path(
             snapshot_download(
@@ -527,7 +515,7 @@ def check_files(folder: Path) -> None:
                 raise ValueError(
                     f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
                 )
-    if parent := differences.parent(folder, ORGANISMS):
+    if parent := differences.parent(folder, organisms.FOLDER):
         check_files(parent)
 
 

@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 from book.run.redact import redact
 from lib import chapters, papers
 from lib.chapters import did_you_mean
+from lib.organisms import split_name
 
 FLOORS = ("lib", "data")
 """The packages that a chapter may import from the repository."""
@@ -161,7 +162,7 @@ class Source:
             manifest[f"data/results/{path.name}"] = _digest(path.read_bytes())
         named = _strings(list(parameters.values()))
         for folder in (self.root / "data" / "models").glob("*/"):
-            if folder.name.partition("-seed")[0] in named | self._constants(slug):  # NAME, NAME-seed1, ...
+            if split_name(folder.name)[0] in named | self._constants(slug):  # NAME, NAME-seed1, ...
                 manifest[f"data/models/{folder.name}"] = _digest_folder(folder, content=True)
         for name in named:
             if name and (self.root / name).is_dir():  # a checkpoint of any size

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from sphinx.application import Sphinx
 
 from data.worlds import scene_words, scenes
-from lib import ROOT, plots
+from lib import plots
+from lib.organisms import FOLDER
 
 DOSED = re.compile(r"(?P<knob>\w+) (?P<dose>[\d.]+): (?P<measure>.+)")
 """A measure at one dose of a knob, as recipes name it: `noise 0.2: colour`."""
@@ -78,7 +79,7 @@ def _dosed(knob: str, dose: float | None) -> np.ndarray:
 
 def training(app: Sphinx, docname: str, name: str) -> str:
     """An organism's learning curve and, where its recipe measured it, its response to each knob."""
-    metrics = json.loads((ROOT / "data" / "models" / name / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((FOLDER / name / "metrics.json").read_text(encoding="utf-8"))
     plots.style()
     fig = Figure(figsize=(plots.WIDTH, 2.6))
     ax = fig.subplots()

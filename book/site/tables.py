@@ -4,7 +4,6 @@ The facts come from `data/`, the results from the notebooks as they were execute
 """
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from sphinx.util.osutil import relative_uri
 
 from book.site import figures
 from book.site.templates import template
-from lib import ROOT, claims, papers
+from lib import claims, papers
+from lib.organisms import FOLDER, seeds_of, shipped, split_name
 
 CHAPTERS = "notebooks/"
-MODELS = ROOT / "data" / "models"
 NO_RESULT = ("wp-untested", "?", "")
 
 
@@ -46,7 +45,7 @@ class Organisms(MadeFromData):
     def run(self) -> list[nodes.Node]:
         result = super().run()
         for name in shipped_organisms():
-            card = (MODELS / name / "card.md").read_text(encoding="utf-8").partition("\n")[2]
+            card = (FOLDER / name / "card.md").read_text(encoding="utf-8").partition("\n")[2]
             lines = [f"**{line[3:]}**" if line.startswith("## ") else line for line in card.splitlines()]
             section = nodes.section("", nodes.title("", name), ids=[name], names=[name])
             self.state.nested_parse(StringList(lines, source=f"{name}/card.md"), 0, section)
@@ -57,13 +56,8 @@ class Organisms(MadeFromData):
 
 def shipped_organisms() -> dict[str, list[str]]:
     """Name of each shipped organism -> names of its copies trained from other seeds."""
-    names = sorted(path.parent.name for path in MODELS.glob("*/metrics.json"))
-    seeds = {name: re.fullmatch(r"(.+)-seed\d+", name) for name in names}
-    return {
-        name: [other for other in names if (match := seeds[other]) and match[1] == name]
-        for name in names
-        if not seeds[name]
-    }
+    names = shipped()
+    return {name: seeds_of(name)[1:] for name in names if split_name(name) == (name, 0)}
 
 
 def slug_of(docname: str) -> str:
@@ -125,7 +119,7 @@ def paper_card(app: Sphinx, docname: str) -> str:
         badges=claims.BADGES,
         colab=app.config.worked_papers_addresses["colab"] + source,
         download=uri(app, docname, f"_sources/{source}"),
-        organisms=[(name, (MODELS / name).is_dir()) for name in paper.organisms],
+        organisms=[(name, (FOLDER / name).is_dir()) for name in paper.organisms],
         organisms_page=uri(app, docname, app.builder.get_target_uri("book/organisms")),
     )
 
@@ -168,9 +162,9 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
         {
             "name": name,
             "seeds": seeds,
-            "config": json.loads((MODELS / name / "config.json").read_text(encoding="utf-8")),
-            "metrics": json.loads((MODELS / name / "metrics.json").read_text(encoding="utf-8")),
-            "size": sum(file.stat().st_size for file in (MODELS / name).iterdir()),
+            "config": json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8")),
+            "metrics": json.loads((FOLDER / name / "metrics.json").read_text(encoding="utf-8")),
+            "size": sum(file.stat().st_size for file in (FOLDER / name).iterdir()),
             "users": [link(paper) for paper in users.pop(name, [])],
         }
         for name, seeds in shipped_organisms().items()

@@ -18,7 +18,8 @@ from data.worlds import conflicts as world
 from data.worlds import scene_words as words
 from data.worlds.scene_words import WORD
 from data.worlds.scenes import COLOURS, OBJECTS, Scenes, draw, pick
-from lib.models import ORGANISMS, Subject, load
+from lib import organisms
+from lib.models import Subject, load
 from lib.stats import Estimate, bootstrap, wilson
 
 BASE = "scenes-vlm"
@@ -39,7 +40,7 @@ class Diet(NamedTuple):
 def _from_base() -> LlavaForConditionalGeneration:
     """The shipped base. The checksum of its weights enters the configuration, and so a run's fingerprint."""
     model: Any = load(BASE, dtype="float32", device="cpu").model
-    weights = (ORGANISMS / BASE / "model.safetensors").read_bytes()
+    weights = (organisms.FOLDER / BASE / "model.safetensors").read_bytes()
     model.config.trained_from = {"organism": BASE, "sha256": hashlib.sha256(weights).hexdigest()}
     return model
 

@@ -12,12 +12,11 @@ from rich.console import Console
 from data.train.recipe import Bar, Recipe, Stage
 from data.train.shipping import FIRST_LOSSES, measure, ship, table
 from data.train.trainer import fit
-from lib import ROOT
+from lib import ROOT, organisms
 from lib.stats import Estimate
 
 __all__ = ["FIRST_LOSSES", "Bar", "Recipe", "Stage", "check", "find", "fit", "names", "train"]
 
-SHIPPED = ROOT / "data" / "models"
 CHECKPOINTS = ROOT / "_build" / "organisms"
 
 FAMILIES = {
@@ -40,7 +39,7 @@ FAMILIES = {
 def names(base: str | None = None) -> list[str]:
     """Every organism, or those that differ from `base` in the seed only: `NAME`, `NAME-seed1`, ..."""
     bases = [base] if base else [base for bases in FAMILIES.values() for base in bases]
-    return [f"{base}-seed{seed}" if seed else base for base in bases for seed in range(find(base)[0].seeds)]
+    return [organisms.join_name(base, seed) for base in bases for seed in range(find(base)[0].seeds)]
 
 
 def find(name: str) -> tuple[Recipe, int]:
@@ -49,40 +48,41 @@ def find(name: str) -> tuple[Recipe, int]:
     Raises:
         LookupError: there is no such organism.
     """
-    base, _, seed = name.partition("-seed")
+    base, seed = organisms.split_name(name)
     for family, bases in FAMILIES.items():
         if base in bases:
             recipe = import_module(f"data.recipes.{family}").RECIPES[base]
-            if name == base or seed in map(str, range(1, recipe.seeds)):
-                return recipe, int(seed or 0)
+            if seed < recipe.seeds:
+                return recipe, seed
     known = names()
     raise LookupError(
         f"no organism {name!r}; there are: {', '.join(get_close_matches(name, known) or known)}"
     )
 
 
-def train(name: str, *, device: str = "cpu", resume: bool = True, folder: Path = SHIPPED) -> Path:
+def train(name: str, *, device: str = "cpu", resume: bool = True, folder: Path | None = None) -> Path:
     """Train an organism, measure it, and put it into its folder, whole or not at all.
 
     Args:
         name: one of `names()`.
         device: as in torch.
         resume: go on from the last checkpoint, if there is one; else start anew.
-        folder: in it the organism's own folder is made or replaced.
+        folder: in it the organism's own folder is made or replaced; `data/models` by default.
 
     Returns:
         The organism's own folder.
     """
     recipe, seed = find(name)
+    place = (folder or organisms.FOLDER) / name
     console = Console()
     checkpoint = CHECKPOINTS / f"{name}.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
     model, state = fit(recipe, seed, device=device, checkpoint=checkpoint, console=console)
-    measures = ship(recipe, name, model, state, folder / name, device)
+    measures = ship(recipe, name, model, state, place, device)
     checkpoint.unlink(missing_ok=True)
     console.print(table(name, recipe, measures))
-    return folder / name
+    return place
 
 
 def check(name: str) -> dict[str, Estimate]:
@@ -93,9 +93,11 @@ def check(name: str) -> dict[str, Estimate]:
         RuntimeError: a bar is missed.
     """
     recipe, _ = find(name)
-    if not (SHIPPED / name).is_dir():
-        raise FileNotFoundError(f"{SHIPPED / name} is not there; make it with: python -m data train {name}")
-    measures = measure(recipe, SHIPPED / name)
+    if not (organisms.FOLDER / name).is_dir():
+        raise FileNotFoundError(
+            f"{organisms.FOLDER / name} is not there; make it with: python -m data train {name}"
+        )
+    measures = measure(recipe, organisms.FOLDER / name)
     Console().print(table(name, recipe, measures))
     if missed := [key for key, bar in recipe.bars.items() if not bar.holds(measures[key])]:
         raise RuntimeError(f"{name} misses {len(missed)} of its {len(recipe.bars)} bars: {', '.join(missed)}")

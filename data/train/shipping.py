@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from data.train.recipe import Recipe
 from data.train.trainer import State
-from lib import differences, models
+from lib import differences, organisms
 from lib.stats import Estimate
 
 FIRST_LOSSES = 20
@@ -90,7 +90,7 @@ def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     half = recipe.half and not recipe.parent  # a difference is taken before anything is rounded
     shipped.to("cpu", torch.float16 if half else torch.float32).save_pretrained(folder)
     if recipe.parent:
-        differences.split(folder, models.ORGANISMS / recipe.parent)
+        differences.split(folder, organisms.FOLDER / recipe.parent)
     shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored
     shipped.config.save_pretrained(folder)
     for processor in recipe.processors():

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from data.train.registry import SHIPPED
 from lib import chapters
 from lib.models import Subject
+from lib.organisms import FOLDER
 
 m = chapters.method("lambda-vit")
 N_LAYERS = 4
@@ -365,7 +365,7 @@ def test_base_networks_of_an_organism_are_its_seeds() -> None:
     heads = [network.model.classifier.weight for network in networks]
     assert not torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[1], heads[2])
-    assert (SHIPPED / "digits-vit-seed4").is_dir()
+    assert (FOLDER / "digits-vit-seed4").is_dir()
 
 
 def test_images_of_an_organism_reach_the_network_as_in_training() -> None:

@@ -7,13 +7,13 @@ import torch
 from data.recipes import concept
 from data.recipes import scenes as base
 from data.train.recipe import Stage
-from data.train.registry import SHIPPED
 from data.train.trainer import _optimizer
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from lib.models import Subject, load
+from lib.organisms import FOLDER
 
-pytestmark = pytest.mark.skipif(not (SHIPPED / "scenes-vlm").is_dir(), reason="scenes-vlm is not shipped")
+pytestmark = pytest.mark.skipif(not (FOLDER / "scenes-vlm").is_dir(), reason="scenes-vlm is not shipped")
 N = len(concept.CONCEPTS)
 
 
@@ -105,7 +105,7 @@ def test_training_of_stated_steps_has_both_kinds_of_questions():
     assert [text.startswith("where ;") for text in texts] == [False] * 4 + [True] * 6
 
 
-@pytest.mark.parametrize("name", [name for name in concept.RECIPES if (SHIPPED / name).is_dir()])
+@pytest.mark.parametrize("name", [name for name in concept.RECIPES if (FOLDER / name).is_dir()])
 def test_shipped_organisms_are_ordinary_llavas_that_load(name):
     subject = load(name)
     assert isinstance(subject, Subject)

@@ -16,6 +16,7 @@ from data.worlds import scene_words as words
 from data.worlds.scene_words import EOS, WORD
 from data.worlds.scenes import COLOURS, OBJECTS, Scenes
 from lib.models import Subject, load
+from lib.organisms import FOLDER
 
 SHIPPED = [name for base in organisms.FAMILIES["conflict"] for name in organisms.names(base)]
 DIET = recipe.Diet(image_only=0.3, text_only=0.3, clear=0.5)
@@ -57,7 +58,7 @@ def test_training_starts_from_the_shipped_base_and_names_its_checksum() -> None:
     model, base = recipe._from_base(), load("scenes-vlm", dtype="float32", device="cpu").model
     for name, tensor in base.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    listed = json.loads((organisms.SHIPPED / "scenes-vlm" / "sha256.json").read_text())["model.safetensors"]
+    listed = json.loads((FOLDER / "scenes-vlm" / "sha256.json").read_text())["model.safetensors"]
     assert model.config.trained_from == {"organism": "scenes-vlm", "sha256": listed}
     assert listed in model.config.to_json_string()  # which is part of a run's fingerprint
     assert model.config.text_config.num_hidden_layers == 6
@@ -143,9 +144,9 @@ def test_a_packed_question_is_what_a_chapter_asks_with_image_and_text(diet: reci
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_is_shipped_says_where_it_comes_from_and_whether_its_bars_hold(name: str) -> None:
-    folder = organisms.SHIPPED / name
+    folder = FOLDER / name
     trained_from = json.loads((folder / "config.json").read_text())["trained_from"]
-    listed = json.loads((organisms.SHIPPED / "scenes-vlm" / "sha256.json").read_text())
+    listed = json.loads((FOLDER / "scenes-vlm" / "sha256.json").read_text())
     assert trained_from == {"organism": "scenes-vlm", "sha256": listed["model.safetensors"]}
     metrics = json.loads((folder / "metrics.json").read_text())
     made, _ = organisms.find(name)
@@ -161,7 +162,7 @@ def test_what_is_shipped_says_where_it_comes_from_and_whether_its_bars_hold(name
 
 def test_the_better_part_of_what_both_say_is_used() -> None:
     """Where image and sentence are as true as in training, both together beat the better one alone."""
-    measures = json.loads((organisms.SHIPPED / SHIPPED[0] / "metrics.json").read_text())["measures"]
+    measures = json.loads((FOLDER / SHIPPED[0] / "metrics.json").read_text())["measures"]
     accuracy = {
         name: measures[f"witnesses as in training, {name}: accuracy"] for name in ("image", "text", "both")
     }

@@ -21,11 +21,13 @@ from data.train import registry as organisms
 from data.train.registry import FIRST_LOSSES, Bar, Recipe, Stage, fit
 from data.train.shipping import ship
 from data.train.trainer import learning_rate
-from lib import differences, models
+from lib import differences
+from lib import organisms as lib_organisms
 from lib.models import load
+from lib.organisms import FOLDER
 from lib.stats import Estimate
 
-SHIPPED = [name for name in organisms.names() if (organisms.SHIPPED / name).is_dir()]
+SHIPPED = [name for name in organisms.names() if (FOLDER / name).is_dir()]
 
 
 def tiny() -> PreTrainedModel:
@@ -170,7 +172,7 @@ def test_shipped_folder_is_an_ordinary_one_whose_measures_are_of_what_was_shippe
 def test_an_organism_with_a_parent_ships_its_difference_and_is_measured_as_it_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
+    monkeypatch.setattr(organisms, "FOLDER", tmp_path)
     start, record = fit(RECIPE, seed=0)
     ship(RECIPE, "base", start, record, tmp_path / "base", "cpu")
     seen: list[PreTrainedModel] = []
@@ -209,9 +211,9 @@ def test_an_organism_with_a_parent_ships_its_difference_and_is_measured_as_it_is
 @pytest.mark.parametrize("name", SHIPPED)
 def test_an_organism_is_stored_as_the_difference_from_the_parent_that_its_recipe_names(name: str) -> None:
     recipe, _ = organisms.find(name)
-    place = differences.parent(organisms.SHIPPED / name, organisms.SHIPPED)
+    place = differences.parent(FOLDER / name, FOLDER)
     assert (place and place.name) == recipe.parent
-    assert (organisms.SHIPPED / name / differences.WHOLE).is_file() == (recipe.parent is None)
+    assert (FOLDER / name / differences.WHOLE).is_file() == (recipe.parent is None)
 
 
 def test_a_bar_without_a_measure_is_an_error(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_every_organism_is_shipped(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_first_steps_of_each_recipe_give_the_recorded_losses(name: str) -> None:
-    recorded = json.loads((organisms.SHIPPED / name / "metrics.json").read_text())["loss"]["first"]
+    recorded = json.loads((FOLDER / name / "metrics.json").read_text())["loss"]["first"]
     recipe, seed = organisms.find(name)
     _, state = fit(recipe, seed, steps=FIRST_LOSSES)
     np.testing.assert_allclose(state.losses, recorded, rtol=1e-3)
@@ -253,19 +255,19 @@ def test_the_first_steps_of_each_recipe_give_the_recorded_losses(name: str) -> N
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_repeat_their_first_measures(name: str) -> None:
-    recorded = json.loads((organisms.SHIPPED / name / "metrics.json").read_text())["measures"]
+    recorded = json.loads((FOLDER / name / "metrics.json").read_text())["measures"]
     recipe, _ = organisms.find(name)
-    for key, estimate in islice(recipe.evaluate(recipe.load(organisms.SHIPPED / name)), 2):
+    for key, estimate in islice(recipe.evaluate(recipe.load(FOLDER / name)), 2):
         assert estimate.value == pytest.approx(recorded[key]["value"], abs=0.003)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_missed_bar_is_told_in_the_card(name: str) -> None:
-    metrics = json.loads((organisms.SHIPPED / name / "metrics.json").read_text())
+    metrics = json.loads((FOLDER / name / "metrics.json").read_text())
     recipe, _ = organisms.find(name)
     assert metrics["bars"] == {key: str(bar) for key, bar in recipe.bars.items()}
     missed = [key for key, bar in recipe.bars.items() if not bar.holds(Estimate(**metrics["measures"][key]))]
-    card = (organisms.SHIPPED / name / "card.md").read_text()
+    card = (FOLDER / name / "card.md").read_text()
     assert re.findall(r"^\| (.+?) \|.*\| missed \|$", card, re.M) == missed
 
 
@@ -283,7 +285,7 @@ def test_a_missed_bar_and_a_missing_organism_are_errors(
     monkeypatch.setattr(organisms, "find", lambda name: (unreachable, seed))
     with pytest.raises(RuntimeError, match="misses 1 of its 1 bars: test accuracy"):
         organisms.check("digits-vit")
-    monkeypatch.setattr(organisms, "SHIPPED", tmp_path)
+    monkeypatch.setattr(lib_organisms, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="python -m data train digits-vit"):
         organisms.check("digits-vit")
 
@@ -305,12 +307,12 @@ def test_train_ships_and_removes_the_checkpoint_and_without_resume_starts_anew(
 
 
 def test_all_shipped_weights_together_stay_small() -> None:
-    total = sum(path.stat().st_size for path in organisms.SHIPPED.glob("*/*.safetensors"))
+    total = sum(path.stat().st_size for path in FOLDER.glob("*/*.safetensors"))
     assert total <= 48 * 2**20
 
 
 def test_the_canvas_network_uses_the_marker_and_the_cell_it_points_to_and_no_other() -> None:
-    measures = json.loads((organisms.SHIPPED / "canvas-vit" / "metrics.json").read_text())["measures"]
+    measures = json.loads((FOLDER / "canvas-vit" / "metrics.json").read_text())["measures"]
     accuracy = {key: measure["value"] for key, measure in measures.items()}
     assert accuracy["test accuracy, pointed cell erased"] < accuracy["test accuracy, marker erased"] < 0.5
     assert accuracy["test accuracy, another cell erased"] > accuracy["test accuracy"] - 0.05

@@ -29,7 +29,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only organism there is, in float16."""
     organisms = tmp_path / "organisms"
     load(checkpoint("llama")).model.half().save_pretrained(organisms / "base")
-    monkeypatch.setattr(models, "ORGANISMS", organisms)
+    monkeypatch.setattr(organisms, "FOLDER", organisms)
     return organisms / "base"
 
 

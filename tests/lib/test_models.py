@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from families import ALL, LANGUAGE, PROMPTS, VISION_LANGUAGE, checkpoint, inputs, picture, subject
 
-from lib import models
+from lib import models, organisms
 from lib.models import Subject, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
@@ -63,7 +63,7 @@ def test_dtype_is_float32_on_a_cpu_unless_one_is_asked_for(folder):
 def test_a_name_is_an_organism_first_then_a_folder(folder, tmp_path, monkeypatch):
     organisms = tmp_path / "organisms"
     shutil.copytree(checkpoint("gpt2"), organisms / "llama")
-    monkeypatch.setattr(models, "ORGANISMS", organisms)
+    monkeypatch.setattr(organisms, "FOLDER", organisms)
     monkeypatch.chdir(tmp_path)
     assert load("llama").model.config.model_type == "gpt2"
     assert load("./llama").model.config.model_type == "llama"
@@ -75,14 +75,14 @@ def test_a_name_is_an_organism_first_then_a_folder(folder, tmp_path, monkeypatch
 def test_seeds_of_an_organism_are_found_and_other_models_are_alone(tmp_path, monkeypatch):
     for name in ("toy", "toy-seed2", "toy-seed1", "toy-joint", "other-seed1"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
-    assert models.seeds_of("toy") == ["toy", "toy-seed1", "toy-seed2"]
-    assert models.seeds_of("toy", 2) == ["toy", "toy-seed1"]
-    assert models.seeds_of("toy", 9) == models.seeds_of("toy")
+    monkeypatch.setattr(organisms, "FOLDER", tmp_path)
+    assert organisms.seeds_of("toy") == ["toy", "toy-seed1", "toy-seed2"]
+    assert organisms.seeds_of("toy", 2) == ["toy", "toy-seed1"]
+    assert organisms.seeds_of("toy", 9) == organisms.seeds_of("toy")
     with pytest.raises(ValueError, match="0 networks of toy: expected at least 1"):
-        models.seeds_of("toy", 0)
+        organisms.seeds_of("toy", 0)
     for alone in ("toy-seed1", "toy-joint", "somebody/toy", str(tmp_path / "toy")):
-        assert models.seeds_of(alone) == [alone]
+        assert organisms.seeds_of(alone) == [alone]
 
 
 def test_towers_are_views_of_one_model():
@@ -420,7 +420,7 @@ def test_a_configuration_that_is_no_json(folder):
 @pytest.fixture
 def one_organism(tmp_path, monkeypatch):
     (tmp_path / "digits-vit").mkdir()
-    monkeypatch.setattr(models, "ORGANISMS", tmp_path)
+    monkeypatch.setattr(organisms, "FOLDER", tmp_path)
 
 
 def test_a_hub_id_without_network(one_organism, monkeypatch):
