@@ -71,7 +71,7 @@ class SearchText(HTMLParser):
         if tag == "pre" and self._cell:
             self._code = ""
         hidden = tag in {"script", "style", "annotation", "button", "svg"}
-        hidden = hidden or bool({"headerlink", "wp-hover"} & classes)
+        hidden = hidden or "headerlink" in classes
         self._open.append((tag, hidden or bool(self._open and self._open[-1][1])))
         self._heading = self._heading or tag in {"h1", "h2", "h3"}
 
