@@ -6,6 +6,7 @@ import linecache
 import re
 import sys
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -174,6 +175,56 @@ def parameters(slug: str, root: Path = ROOT) -> dict[str, Parameter]:
         found[target.id] = Parameter(target.id, annotation, default, help)
         found[target.id].convert(default)
     return found
+
+
+_NUMBER = r"-?[\d.]+(?:e-?\d+)?"
+_LIMITS = re.compile(
+    rf";\s*(?:(?P<low>{_NUMBER}) to (?P<high>{_NUMBER})|at least (?P<least>{_NUMBER})"
+    rf"|above (?P<above>{_NUMBER})|one of (?P<choices>.+))$"
+)
+"""How the comment behind a parameter declares its range: `# images; 8 to 4096`, `# share; at least 0`,
+`# a rate; above 0`, `# what to run; one of fast, slow`. For a list it is each entry's."""
+
+
+def check_parameters(slug: str, values: Mapping[str, Any], root: Path = ROOT) -> None:
+    """Check a chapter's parameters against the types and ranges that its parameters cell declares.
+
+    Plain papermill hands on whatever it is given: a chapter calls this before its first work.
+
+    Args:
+        slug: the chapter.
+        values: name -> value, such as `globals()`; other names in it are ignored.
+        root: the repository.
+
+    Raises:
+        ValueError: all parameters that have another type or leave their range, one line each.
+    """
+    problems = []
+    for name, parameter in parameters(slug, root).items():
+        try:
+            value = parameter.convert(values[name])
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        limits = _LIMITS.search(parameter.help)
+        for one in (value if isinstance(value, list) else [value]) if limits else []:
+            if problem := _outside(one, **limits.groupdict()):  # type: ignore[union-attr]
+                problems.append(f"{name}={value!r}: expected {problem}")
+                break
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _outside(value: Any, low: str, high: str, least: str, above: str, choices: str) -> str:
+    """What was expected of a value outside its limits; empty if it is inside."""
+    if choices:
+        known = [choice.strip() for choice in choices.split(",")]
+        return "" if str(value) in known else f"one of {', '.join(known)}"
+    if low and not float(low) <= value <= float(high):
+        return f"{low} to {high}"
+    if least and not value >= float(least):
+        return f"at least {least}"
+    return f"more than {above}" if above and not value > float(above) else ""
 
 
 def method(slug: str, root: Path = ROOT) -> ModuleType:

@@ -1,77 +1,127 @@
 """The ledger: a chapter records what it measured for a claim; the claim's rule decides the verdict.
 
 A record is shown as a row, and travels in the notebook's output under its own MIME type to the scoreboard.
+A sentence that says what came out is a `finding`: the verdict chooses it, and its numbers are the record's.
 """
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from pydantic import TypeAdapter, ValidationError
 
 from lib import ROOT, papers
 from lib.papers import Rule
 from lib.stats import Estimate
 
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
 CLAIM_MIME = "application/vnd.worked-papers.claim+json"
+FINDING_MIME = "application/vnd.worked-papers.finding+json"
+RESULTS = ROOT / "data" / "results"
+"""Recorded runs: larger ones than a reader waits for, and sweeps over seeds. `python -m book record` writes
+them."""
 
-Verdict = Literal["holds", "holds in direction", "does not hold", "not testable here"]
+Verdict = Literal["holds", "holds, smaller", "undecided", "does not hold", "not testable here"]
 
 # Verdict -> CSS class, sign, colour: white text on it has a contrast of at least 4.5.
 BADGES: dict[Verdict, tuple[str, str, str]] = {
     "holds": ("wp-holds", "✓", "#00705a"),
-    "holds in direction": ("wp-direction", "↗", "#1f6299"),
+    "holds, smaller": ("wp-smaller", "↗", "#1f6299"),
+    "undecided": ("wp-undecided", "?", "#7a5b00"),
     "does not hold": ("wp-fails", "✗", "#b04a00"),
     "not testable here": ("wp-untested", "–", "#5f6368"),
 }
 
 
 @dataclass(frozen=True)
-class ClaimRecord:
-    """A claim of a paper, what this run measured for it, and the verdict."""
+class RecordedRun:
+    """What a run that is kept in `data/results` measured for a claim."""
 
-    id: str
-    slug: str
-    text: str
-    paper: str | None
-    statistic: str | None
-    unit: str | None
+    name: str
+    settings: str
+    """The parameters that were not the default's."""
+    estimate: Estimate | None
+    verdict: Verdict
+    date: str = ""
+    commit: str = ""
+    versions: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimRecord:
+    """A claim, what this run measured for it, and the verdict."""
+
+    claim: papers.Claim
     verdict: Verdict
     reason: str
-    rule: Rule | None = None
     estimate: Estimate | None = None
-    control: Estimate | None = None
-    control_text: str | None = None
+    null: Estimate | None = None
+    """The same statistic in a run in which the effect must be absent."""
+    contrast: Estimate | None = None
+    """The same statistic of something else, which could not point the claimed way."""
     note: str = ""
+    recorded: tuple[RecordedRun, ...] = ()
+    """Of larger runs."""
+    seeds: tuple[Verdict, ...] = ()
+    """The verdicts of a recorded sweep over seeds, where there is one."""
 
-    def facts(self) -> list[tuple[str, str, str]]:
-        """Label, value and explanation of the paper's figure, this run's and the control's."""
-        facts = [("Paper", self.paper or "figures not read", "")]
-        if self.estimate:
-            interval = f"{self.estimate.confidence:.0%} interval, n = {self.estimate.n}"
-            run = f"{self.estimate} {self.unit or ''}".rstrip()
-            control = f"{self.control} {self.unit or ''}".rstrip() if self.control else "not measured"
-            facts.append(("This run", run, f"{self.statistic}; {interval}"))
-            facts.append(("Control", control, self.control_text or ""))
-        return facts
+    @property
+    def id(self) -> str:
+        """The claim's id, as in `eah.3`."""
+        return self.claim.id
+
+    @property
+    def slug(self) -> str:
+        """The chapter's name."""
+        return self.claim.id.rpartition(".")[0]
+
+    @property
+    def decided(self) -> Verdict:
+        """The verdict of this run or, where it could not tell, of the recorded run that can."""
+        decisive = [run.verdict for run in self.recorded if run.verdict != "undecided"]
+        return decisive[-1] if self.verdict == "undecided" and decisive else self.verdict
+
+    def quantity(self, estimate: Estimate) -> str:
+        """An estimate in the claim's unit."""
+        return f"{estimate} {self.claim.unit or ''}".rstrip()
+
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """Label, value and explanation: of the paper's figure, this run's, the null's, recorded ones."""
+        claim = self.claim
+        yield ("Paper" if claim.by == "paper" else "The book asks", claim.paper or "figures not read", "")
+        if e := self.estimate:
+            interval = "" if e.exact else f"; {e.confidence:.0%} interval, n = {e.n}"
+            yield "This run", self.quantity(e), f"{claim.statistic}{interval}{_seeds_shown(claim.rule, e)}"
+            if self.null:
+                yield "Null", self.quantity(self.null), claim.null or ""
+            if self.contrast:
+                yield "Contrast", self.quantity(self.contrast), claim.contrast or ""
+        for run in self.recorded:
+            value = self.quantity(run.estimate) if run.estimate else "not measured"
+            made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
+            yield "Recorded", f"{value}: {run.verdict}", f"{run.settings} ({made})" if made else run.settings
+        if self.seeds:
+            agree = sum(verdict == self.verdict for verdict in self.seeds)
+            yield (
+                "Seeds",
+                f"{agree} of {len(self.seeds)} agree",
+                "runs that differ in `seed` only",
+            )
 
     def __str__(self) -> str:
         """The row as plain text."""
-        lines = [f"{BADGES[self.verdict][1]} {self.verdict} | {self.id}: {self.text}"]
-        for label, value, explanation in self.facts():
-            lines.append(f"  {label:<9} {value}" + (f"  ({explanation})" if explanation else ""))
-        lines.append(f"  Why       {self.reason}")
-        return "\n".join(lines + ([f"  Note      {self.note}"] if self.note else []))
+        lines = [f"{BADGES[self.verdict][1]} {self.verdict} | {self.id}: {self.claim.text}"]
+        for label, value, explanation in self.cells():
+            lines.append(f"  {label:<13} {value}" + (f"  ({explanation})" if explanation else ""))
+        lines.append(f"  Why           {self.reason}")
+        return "\n".join(lines + ([f"  Note          {self.note}"] if self.note else []))
 
     def to_json(self) -> dict[str, Any]:
         """The record as it is stored in a notebook's output."""
@@ -89,32 +139,54 @@ class ClaimRecord:
 
 
 _RECORD = TypeAdapter(ClaimRecord)
+_ESTIMATE = TypeAdapter(Estimate | None)
 
 
-def claim(id: str, estimate: Estimate, *, control: Estimate | None = None, note: str = "") -> ClaimRecord:
-    """Record what this run measured for a claim; show the verdict that the claim's rule gives.
+def _seeds_shown(rule: Rule | None, e: Estimate) -> str:
+    """A handful of values, one by one: an interval over three seeds says less than they do."""
+    if not e.values or rule is None:
+        return ""
+    sign = 1 if rule.direction == "greater" else -1
+    n = sum(sign * (x - rule.null) > 0 for x in e.values)
+    return f"; {n} of {len(e.values)} on the claimed side: {', '.join(f'{x:.3g}' for x in e.values)}"
 
-    An estimate points the claimed way if its whole interval lies beyond the rule's `null`. This run's must
-    and the control's must not; then the claim holds if the value reaches `size`, else it holds in direction.
+
+def claim(
+    id: str,
+    estimate: Estimate,
+    *,
+    null: Estimate | None = None,
+    contrast: Estimate | None = None,
+    note: str = "",
+) -> ClaimRecord:
+    """Record what this run measured for a claim; show the verdict that the claim's rule gives (`decide`).
 
     Args:
         id: `slug.N`, as in `data/papers/<slug>.yml`.
-        estimate: of the claim's statistic, in its unit.
-        control: the same statistic where the effect must be absent.
+        estimate: of the claim's statistic, in its unit; its interval is over the unit the claim speaks of.
+        null: the same statistic where the effect must be absent, of a run that could show it all the same.
+        contrast: the same statistic of something else; shown, and without a say in the verdict.
         note: what the reader should know about this number.
 
     Raises:
         LookupError: no such claim.
-        TypeError: the estimate or control is no `Estimate`.
-        ValueError: it is not finite, or the claim has no rule.
+        TypeError: an argument is no `Estimate`.
+        ValueError: it is not finite, the claim has no rule, or `null` and `contrast` are not those that
+            `data/papers` announces.
     """
     facts = _find(id)
-    for role, given in (("estimate", estimate), ("control", control)):
-        if given is None and role == "control":
+    for role, given in (("estimate", estimate), ("null", null), ("contrast", contrast)):
+        announced = role == "estimate" or getattr(facts, role) is not None
+        if announced != (given is not None) and role != "estimate":
+            raise ValueError(
+                f"{id}: data/papers {'states' if announced else 'states no'} {role}, and the chapter "
+                f"{'gives none' if announced else 'gives one'}"
+            )
+        if given is None and role != "estimate":
             continue
         if not isinstance(given, Estimate):
             raise TypeError(
-                f"{id}: the {role} must be an Estimate (from lib.bootstrap, lib.wilson, ...), got {given!r}"
+                f"{id}: the {role} must be an Estimate (of lib.stats: bootstrap, wilson, ...), got {given!r}"
             )
         if not all(map(math.isfinite, (given.value, given.low, given.high))) or given.low > given.high:
             raise ValueError(f"{id}: the {role} is {given}; a verdict needs finite numbers with low <= high")
@@ -122,8 +194,8 @@ def claim(id: str, estimate: Estimate, *, control: Estimate | None = None, note:
         raise ValueError(
             f"{id} has no rule that could decide it: add `rule` to it in data/papers, or call not_testable"
         )
-    verdict, reason = decide(facts.rule, estimate, control)
-    return _record(facts, verdict, reason, note, estimate, control)
+    verdict, reason = decide(facts.rule, estimate, null)
+    return _recorded(ClaimRecord(facts, verdict, reason, estimate, null, contrast, note))
 
 
 def not_testable(id: str, reason: str = "", note: str = "") -> ClaimRecord:
@@ -131,26 +203,83 @@ def not_testable(id: str, reason: str = "", note: str = "") -> ClaimRecord:
     facts = _find(id)
     if not (reason or facts.reason):
         raise ValueError(f"{id}: say why it cannot be tested (reason=...)")
-    return _record(facts, "not testable here", reason or facts.reason or "", note)
+    return _recorded(ClaimRecord(facts, "not testable here", reason or facts.reason or "", note=note))
 
 
-def decide(rule: Rule, estimate: Estimate, control: Estimate | None = None) -> tuple[Verdict, str]:
-    """The verdict on an estimate, and the reason in words."""
-    sign, beyond = (1, "above") if rule.direction == "greater" else (-1, "below")
+def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tuple[Verdict, str]:
+    """The verdict on an estimate, and the reason in words. Not knowing is not refuting.
 
-    def points_the_claimed_way(e: Estimate) -> bool:
-        return min(sign * (e.low - rule.null), sign * (e.high - rule.null)) > 0
-
-    whole = f"the whole interval is {beyond} {rule.null:g}"
-    if estimate.low == estimate.high:
-        whole += " (it has no width: all resamples agree)"
-    if not points_the_claimed_way(estimate):
-        return "does not hold", f"the interval is not wholly {beyond} {rule.null:g}"
-    if control and points_the_claimed_way(control):
-        return "does not hold", f"{whole}, but so is the control's"
+    An interval that contains the rule's null decides nothing, unless it excludes the claimed size: then an
+    effect as large as claimed is ruled out.
+    """
+    sign, claimed, other = (1, "above", "below") if rule.direction == "greater" else (-1, "below", "above")
+    low, high = sorted((sign * (estimate.low - rule.null), sign * (estimate.high - rule.null)))
+    size = sign * (rule.size - rule.null)
+    if low == high and not estimate.exact:
+        return "undecided", (
+            "the interval has no width because all resamples agree, which says nothing about the next "
+            "example: more of them, or an exact interval, would decide"
+        )
+    if high < 0 or (estimate.exact and high <= 0):
+        return "does not hold", f"the whole interval is {other} {rule.null:g}"
+    if low <= 0:
+        if size > 0 and high < size:
+            return "does not hold", (
+                f"the interval contains {rule.null:g} and excludes {rule.size:g}: an effect as large as "
+                "claimed is ruled out"
+            )
+        return "undecided", (
+            f"the interval contains {rule.null:g}: this run cannot tell. More "
+            f"{'seeds' if estimate.values else 'examples'}, or a recorded run of a larger size, would decide"
+        )
+    whole = f"the whole interval is {claimed} {rule.null:g}"
+    if null and sign * (min if sign > 0 else max)(null.low, null.high) > sign * rule.null:
+        return "does not hold", f"{whole}, but so is the null run's"
     if sign * (estimate.value - rule.size) < 0:
-        return "holds in direction", f"{whole}, but the value falls short of {rule.size:g}"
-    return "holds", whole + (f", and the value reaches {rule.size:g}" if rule.size != rule.null else "")
+        return "holds, smaller", f"{whole}, but the value falls short of {rule.size:g}"
+    return "holds", whole + (f", and the value reaches {rule.size:g}" if size else "")
+
+
+def finding(
+    record: ClaimRecord,
+    *others: ClaimRecord,
+    holds: str,
+    undecided: str,
+    fails: str,
+    smaller: str | None = None,
+    untested: str | None = None,
+) -> None:
+    """State what this run found, in the sentence that belongs to the claim's verdict.
+
+    A sentence takes its numbers from the records, as `str.format` does: `{0.estimate.value:.0f}` is the first
+    record's, `{1.null}` the second's. The page shows findings, at most three of them, at its top.
+
+    Args:
+        record: the claim whose verdict chooses the sentence.
+        others: records whose numbers the sentences mention.
+        holds, undecided, fails, smaller, untested: the sentences; `smaller` is `holds` by default, `untested`
+            the record's own reason.
+
+    Raises:
+        ValueError: a sentence mentions a number that its record does not have.
+    """
+    sentences: dict[Verdict, str | None] = {
+        "holds": holds,
+        "holds, smaller": smaller or holds,
+        "undecided": undecided,
+        "does not hold": fails,
+        "not testable here": untested,
+    }
+    template = sentences[record.verdict]
+    try:
+        text = record.reason if template is None else template.format(record, *others)
+    except (AttributeError, IndexError) as error:
+        raise ValueError(f"{record.id}: the finding {template!r} cannot be filled in: {error}") from None
+    content = {"text": text, "verdict": record.verdict, "claims": [record.id, *(r.id for r in others)]}
+    if InteractiveShell.initialized():
+        display({"text/markdown": text, "text/plain": text, FINDING_MIME: content}, raw=True)
+    else:
+        print(text)
 
 
 def collect(path: str | Path) -> list[ClaimRecord]:
@@ -160,58 +289,29 @@ def collect(path: str | Path) -> list[ClaimRecord]:
         ValueError: the file is no notebook, a record is damaged, or a claim is recorded twice.
     """
     try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        records = [_RECORD.validate_python(data[CLAIM_MIME]) for data in outputs if CLAIM_MIME in data]
+        records = [_RECORD.validate_python(data) for data in _outputs(path, CLAIM_MIME)]
     except ValidationError as error:
         raise ValueError(
             f"{path}: a claim's record is damaged, execute the notebook again: {error}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a notebook: {error!r}") from None
     ids = [record.id for record in records]
     if twice := sorted({id for id in ids if ids.count(id) > 1}):
         raise ValueError(f"{path} records {', '.join(twice)} more than once; a claim has one verdict")
     return records
 
 
-def recorded_runs(slug: str, ids: Collection[str] = ()) -> "Styler":
-    """A table of what was measured in larger runs of a chapter than a reader waits for.
+def findings(path: str | Path) -> list[dict[str, Any]]:
+    """The findings in an executed notebook's outputs, in order: `text`, `verdict` and `claims` of each."""
+    return list(_outputs(path, FINDING_MIME))
 
-    They are kept as `data/results/SLUG--NAME.json`, with the `parameters` that were not the default's and the
-    `claims` as in the notebook's output.
 
-    Args:
-        slug: the chapter.
-        ids: the claims to show; by default all that were tested.
-
-    Raises:
-        FileNotFoundError: no run is kept.
-        LookupError: a run has no such claim.
-    """
-    import pandas as pd
-
-    if not (paths := sorted((ROOT / "data" / "results").glob(f"{slug}--*.json"))):
-        raise FileNotFoundError(f"no run of {slug} is kept in data/results")
-    rows = []
-    for path in paths:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        records = {record["id"]: _RECORD.validate_python(record) for record in run["claims"]}
-        if absent := sorted(set(ids) - records.keys()):
-            raise LookupError(f"{path.name} has no {', '.join(absent)}; it has {', '.join(records)}")
-        settings = ", ".join(f"{name} = {value}" for name, value in run["parameters"].items())
-        rows += [
-            {
-                "recorded run": settings,
-                "claim": record.text,
-                "estimate": f"{record.estimate} {record.unit or ''}".strip(),
-                "control": str(record.control or ""),
-                "verdict": record.verdict,
-            }
-            for record in records.values()
-            if record.estimate and (record.id in ids or not ids)
-        ]
-    return pd.DataFrame(rows).style.hide(axis="index").set_caption("Recorded, not computed by this run.")
+def _outputs(path: str | Path, mime: str) -> Iterator[Any]:
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a notebook: {error!r}") from None
+    return (data[mime] for data in outputs if mime in data)
 
 
 def _find(id: str) -> papers.Claim:
@@ -222,90 +322,60 @@ def _find(id: str) -> papers.Claim:
     return claims[id]
 
 
-def _record(
-    facts: papers.Claim,
-    verdict: Verdict,
-    reason: str,
-    note: str,
-    estimate: Estimate | None = None,
-    control: Estimate | None = None,
-) -> ClaimRecord:
-    record = ClaimRecord(
-        id=facts.id,
-        slug=facts.id.rpartition(".")[0],
-        text=facts.text,
-        paper=facts.paper,
-        statistic=facts.statistic,
-        unit=facts.unit,
-        verdict=verdict,
-        reason=reason,
-        rule=facts.rule if estimate else None,
-        estimate=estimate,
-        control=control,
-        control_text=facts.control,
-        note=note,
+def _recorded(record: ClaimRecord) -> ClaimRecord:
+    """Shows a record together with what larger runs, kept in `data/results`, measured for its claim."""
+    runs: list[RecordedRun] = []
+    seeds: list[Verdict] = []
+    for path in sorted(RESULTS.glob(f"{record.slug}--*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        by_id = {stored.get("id") or stored["claim"]["id"]: stored for stored in kept["claims"]}
+        if kept.get("sweep"):  # one entry of verdicts a claim
+            seeds = by_id.get(record.id, {}).get("verdicts", seeds)
+        elif stored := by_id.get(record.id):
+            estimate = _ESTIMATE.validate_python(stored.get("estimate"))
+            null = _ESTIMATE.validate_python(stored.get("null") or stored.get("control"))
+            verdict: Verdict = "not testable here"
+            if record.claim.rule and estimate:  # decided by the rule as it is now
+                verdict = decide(record.claim.rule, estimate, null if record.claim.null else None)[0]
+            runs.append(
+                RecordedRun(
+                    name=path.stem.partition("--")[2],
+                    settings=", ".join(f"{name} = {value}" for name, value in kept["parameters"].items()),
+                    estimate=estimate,
+                    verdict=verdict,
+                    date=kept.get("date", ""),
+                    commit=kept.get("commit", ""),
+                    versions=", ".join(f"{name} {v}" for name, v in kept.get("versions", {}).items()),
+                )
+            )
+    shown = ClaimRecord(**{**vars(record), "recorded": tuple(runs), "seeds": tuple(seeds)})
+    shown.show()
+    return shown
+
+
+@cache
+def _row() -> Any:
+    folder = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "claim.html"
     )
-    record.show()
-    return record
-
-
-# Needs no style sheet, suits light and dark pages; a site may set the colours --wp-holds, --wp-fails, ...
-# Below the numbers a strip: the claimed side is shaded, this run's interval lies above the control's.
-_ROW = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<div class="wp-claim" id="claim-{{ record.id | replace('.', '-') }}"
-     style="border: 1px solid rgba(128,128,128,.4); border-left: .3em solid {{ colour }}; border-radius: .4em;
-            padding: .7em 1em; margin: 1em 0; line-height: 1.45">
-  <div>
-    <span class="wp-verdict {{ css }}"
-          style="background: {{ colour }}; color: #fff; border-radius: 1em; padding: .15em .7em;
-                 margin-right: .5em; font-weight: 600; font-size: .85em; white-space: nowrap">
-      {{- sign }} {{ record.verdict -}}
-    </span>
-    <strong>{{ record.text }}</strong>
-  </div>
-  <div style="display: flex; flex-wrap: wrap; gap: .4em 1.6em; margin-top: .6em">
-  {% for label, value, explanation in record.facts() %}
-    <div style="flex: 1 1 11em">
-      <div style="font-size: .8em">{{ label }}</div>
-      <div style="font-weight: 600">{{ value }}</div>
-      <div style="font-size: .85em">{{ explanation }}</div>
-    </div>
-  {% endfor %}
-  </div>
-  {% if dots %}
-  <div aria-hidden="true" style="position: relative; height: {{ dots | length }}em; margin-top: .6em">
-    <span style="position: absolute; {{ side }}; top: 0; bottom: 0; background: rgba(128,128,128,.2)"></span>
-    {% for fill, low, value, high in dots %}
-    {% set middle = (100 * (loop.index - 0.5) / loop.length) | string + "%" %}
-    <span style="position: absolute; left: {{ low }}%; right: {{ 100 - high }}%; height: 2px;
-                 top: calc({{ middle }} - 1px); background: {{ fill }}"></span>
-    <span style="position: absolute; left: calc({{ value }}% - 4px); top: calc({{ middle }} - 4px);
-                 width: 8px; height: 8px; border-radius: 50%; background: {{ fill }}"></span>
-    {% endfor %}
-  </div>
-  {% endif %}
-  <div style="font-size: .9em; margin-top: .5em">
-    {{- record.reason[:1] | upper }}{{ record.reason[1:].rstrip('.') }}. {{ record.note }}
-    {%- if dots %} <span style="white-space: nowrap">(Shaded: the claimed side.)</span>{% endif -%}
-  </div>
-</div>""")
 
 
 def _html(record: ClaimRecord) -> str:
+    """The row; below its numbers a strip on which the claimed side is shaded."""
     css, sign, colour = BADGES[record.verdict]
-    colour = f"var(--{css}, {colour})"
-    dots, side = [], ""
-    if record.rule and record.estimate:
-        shown = [(record.estimate, "currentColor"), (record.control, "#808080")]
-        ends = [x for e, _ in shown if e for x in (e.low, e.value, e.high)] + [record.rule.null]
+    dots, side, rule = [], "", record.claim.rule
+    if rule and record.estimate:
+        shown = [(record.estimate, "currentColor"), (record.null or record.contrast, "#808080")]
+        ends = [x for e, _ in shown if e for x in (e.low, e.value, e.high)] + [rule.null]
         left, span = min(ends), (max(ends) - min(ends)) or 1.0
 
         def percent(x: float) -> float:
             return round(3 + 94 * (x - left) / span, 2)
 
         dots = [(fill, percent(e.low), percent(e.value), percent(e.high)) for e, fill in shown if e]
-        null = percent(record.rule.null)
-        side = (
-            f"left: {null}%; right: 0" if record.rule.direction == "greater" else f"left: 0; width: {null}%"
-        )
-    return _ROW.render(record=record, css=css, sign=sign, colour=colour, dots=dots, side=side)
+        null = percent(rule.null)
+        side = f"left: {null}%; right: 0" if rule.direction == "greater" else f"left: 0; width: {null}%"
+    return _row().render(
+        record=record, css=css, sign=sign, colour=f"var(--{css}, {colour})", dots=dots, side=side
+    )

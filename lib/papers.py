@@ -59,22 +59,35 @@ class Rule(_Facts):
 
 
 class Claim(_Facts):
-    """One testable sentence of the paper. What is measured for it, in which unit, against which control."""
+    """One testable sentence. What is measured for it, in which unit, and what could refute it.
+
+    Attributes:
+        by: whose claim it is; the book's own are never counted as the paper's.
+        paper: the paper's own figures; None where they could not be read.
+        null: where the effect must be absent, though a broken pipeline would show it there too.
+        contrast: something else to compare with, which could not point the claimed way.
+        no_null: why there is no null, for a claim without one.
+    """
 
     id: Text
     text: Text
-    paper: Text | None = None  # the paper's own figures; None where they could not be read
+    by: Literal["paper", "book"] = "paper"
+    paper: Text | None = None
     statistic: Text | None = None
     unit: str | None = None
-    control: Text | None = None
+    null: Text | None = None
+    contrast: Text | None = None
+    no_null: Text | None = None
     rule: Rule | None = None
     testable: bool = True
     reason: Text | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        if self.testable and not (self.statistic and self.control):
-            raise ValueError("a testable claim needs `statistic` and `control`")
+        if self.testable and not (self.statistic and (self.null or self.no_null)):
+            raise ValueError("a testable claim needs `statistic`, and `null` or the reason for `no_null`")
+        if self.null and self.no_null:
+            raise ValueError("`no_null` says why there is no null: give one of the two")
         if self.testable == bool(self.reason):
             raise ValueError("`reason` says why a claim is not testable: give it with `testable: false` only")
         return self
@@ -96,6 +109,7 @@ class Paper(_Facts):
     area: Area
     status: Literal["written", "planned"]
     basis: Text
+    reconstruction: Text | None = None  # what the book had to rebuild, where the method could not be read
     asks: Text
     finds: Text
     organisms: list[Text]

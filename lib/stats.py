@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.special
 import scipy.stats
 from numpy.typing import ArrayLike
 
@@ -18,16 +19,26 @@ _ELEMENTS_PER_BATCH = 2**22
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval; `n` counts the independent examples (or clusters) behind it."""
+    """A value with its confidence interval.
+
+    Attributes:
+        n: the number of independent examples (clusters, seeds) behind it.
+        values: those of a handful of seeds, which are shown one by one.
+        exact: nothing was sampled (an enumeration, an identity), so that an interval without width is right.
+    """
 
     value: float
     low: float
     high: float
     n: int
     confidence: float = 0.95
+    values: tuple[float, ...] = ()
+    exact: bool = False
 
     def __str__(self) -> str:
         """With the digits that the interval's width justifies, as in `0.97 [0.95, 0.98]`."""
+        if self.low == self.high:  # an interval without width is not shown as certainty
+            return f"{self.value:.4g} ({'exact' if self.exact else f'all {self.n} resamples agree'})"
         half_width = (self.high - self.low) / 2
         decimals = -math.floor(math.log10(half_width)) if 0 < half_width < math.inf else 3
         decimals += half_width >= 0.1
@@ -135,20 +146,41 @@ def paired_difference(
     return bootstrap(a - b, clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed)
 
 
-def t_interval(x: ArrayLike, *, confidence: float = 0.95) -> Estimate:
+def t_interval(
+    x: ArrayLike, *, bounds: tuple[float, float] | None = None, confidence: float = 0.95
+) -> Estimate:
     """Mean of a few independent runs (seeds), shape (n,), with Student's t interval.
 
     Exact for normally distributed values; a sample of equal values gives an interval of zero width.
 
+    Args:
+        x: one value a run; up to eight are kept in the estimate's `values`.
+        bounds: of a quantity that cannot leave a range: (0, 1) or (0, 100) for a share, (-1, 1) for a
+            correlation. The interval is then made on the logit scale (Fisher's z for a correlation) by the
+            delta method, and stays inside.
+        confidence: of the interval.
+
     Raises:
-        ValueError: fewer than 2 values, or values that are not finite.
+        ValueError: fewer than 2 values, values that are not finite, or outside the bounds.
     """
     x = np.asarray(x, dtype=float)
     if x.ndim != 1 or len(x) < 2 or _count_not_finite(x):
         raise ValueError(f"an interval needs at least 2 finite values (got {x.tolist()})")
     mean = float(x.mean())
     half_width = float(scipy.stats.sem(x) * scipy.stats.t.isf((1 - confidence) / 2, len(x) - 1))
-    return Estimate(mean, mean - half_width, mean + half_width, len(x), confidence)
+    low, high = mean - half_width, mean + half_width
+    if bounds is not None:
+        least, most = bounds
+        if x.min() < least or x.max() > most:
+            raise ValueError(f"values from {x.min():g} to {x.max():g} leave the bounds {bounds}")
+        share = (mean - least) / (most - least)
+        if half_width and 0 < share < 1:
+            # d logit(p) = dp / (p (1 - p)): the same half width, on a scale without ends.
+            step = half_width / (most - least) / (share * (1 - share))
+            centre = scipy.special.logit(share)
+            low, high = (least + (most - least) * scipy.special.expit(centre + s * step) for s in (-1, 1))
+    values = tuple(x.tolist()) if len(x) <= 8 else ()
+    return Estimate(mean, float(low), float(high), len(x), confidence, values)
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:

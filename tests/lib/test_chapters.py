@@ -202,3 +202,22 @@ def test_the_setup_cell_is_as_ruff_would_write_it(tmp_path):
         [ruff, "format", *options], input=SETUP_CELL, capture_output=True, text=True, check=True
     )
     assert done.stdout.rstrip("\n") == SETUP_CELL
+
+
+def test_parameters_outside_their_declared_range_are_named_together(tmp_path):
+    declared = PARAMETERS.replace("# how many", "# how many; 2 to 64").replace(
+        "# a number", "# a rate; above 0"
+    )
+    declared = declared.replace("# a list", "# which; at least 0").replace(
+        "# cpu, cuda", "# where; one of auto, cpu"
+    )
+    root = build(tmp_path, a=chapter(parameters=declared))
+    good = {"model": "x", "seed": 0, "n_examples": 2, "device": "cpu", "dtype": "auto", "rate": 0.1}
+    chapters.check_parameters("a", good | {"layers": [0, 3], "unrelated": object()}, root)
+    bad = good | {"n_examples": 65, "rate": 0.0, "layers": [0, -1], "device": "gpu", "seed": "x"}
+    with pytest.raises(ValueError, match="n_examples=65: expected 2 to 64") as caught:
+        chapters.check_parameters("a", bad, root)
+    told = str(caught.value).splitlines()
+    assert len(told) == 5
+    for part in ("rate=0.0: expected more than 0", "layers=[0, -1]: expected at least 0", "one of auto, cpu"):
+        assert part in str(caught.value)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import claims, papers
-from lib.claims import CLAIM_MIME, claim, collect, decide, not_testable, recorded_runs
+from lib.claims import CLAIM_MIME, FINDING_MIME, claim, collect, decide, finding, findings, not_testable
 from lib.papers import Rule
 from lib.stats import Estimate
 
@@ -32,12 +32,12 @@ models: []
 presets: {}
 claims:
   - {id: some-paper.1, text: "Fewer <script>alert('λ')</script> & more", paper: "10 % -> 50 %",
-     statistic: difference, unit: points, control: "a <random> direction",
+     statistic: difference, unit: points, null: "a <random> direction",
      rule: {direction: greater, size: 20, null: 5}}
-  - {id: some-paper.2, text: It costs little, statistic: cost, control: none,
+  - {id: some-paper.2, text: It costs little, by: book, statistic: cost, no_null: nothing could cost less,
      rule: {direction: less, size: 1, null: 1}}
   - {id: some-paper.3, text: It scales., testable: false, reason: Needs a cluster.}
-  - {id: some-paper.4, text: Undecided, statistic: cost, control: none}
+  - {id: some-paper.4, text: Undecided, statistic: cost, null: none}
 """
 
 
@@ -52,30 +52,41 @@ GREATER = Rule(direction="greater", size=20, null=5)
 
 
 @pytest.mark.parametrize(
-    ("estimate", "control", "verdict", "reason"),
+    ("estimate", "null", "verdict", "reason"),
     [
         ((25, 15, 35), None, "holds", "above 5, and the value reaches 20"),
         ((20, 15, 35), None, "holds", "reaches 20"),
         ((25, 15, 35), (0, -9, 9), "holds", "reaches 20"),
         ((25, 15, 35), (-9, -12, -7), "holds", "reaches 20"),
-        ((12, 8, 16), None, "holds in direction", "above 5, but the value falls short of 20"),
-        ((25, 4, 46), None, "does not hold", "not wholly above 5"),
-        ((25, 5, 46), None, "does not hold", "not wholly above 5"),
-        ((-25, -30, -20), None, "does not hold", "not wholly above 5"),
-        ((25, 15, 35), (7, 6, 8), "does not hold", "above 5, but so is the control's"),
-        ((25, 25, 25), None, "holds", "no width"),
+        ((12, 8, 16), None, "holds, smaller", "above 5, but the value falls short of 20"),
+        ((12, 8, 22), None, "holds, smaller", "above 5, but the value falls short of 20"),
+        ((25, 4, 46), None, "undecided", "contains 5: this run cannot tell"),
+        ((25, 5, 46), None, "undecided", "contains 5"),
+        ((4, -4, 12), None, "does not hold", "excludes 20: an effect as large as claimed is ruled out"),
+        ((-25, -30, -20), None, "does not hold", "the whole interval is below 5"),
+        ((25, 15, 35), (7, 6, 8), "does not hold", "above 5, but so is the null run's"),
+        ((25, 4, 46), (7, 6, 8), "undecided", "contains 5"),
+        ((25, 25, 25), None, "undecided", "no width because all resamples agree"),
     ],
 )
-def test_the_rule_decides_the_verdict(estimate, control, verdict, reason):
-    found = decide(GREATER, Estimate(*estimate, n=9), control and Estimate(*control, n=9))
+def test_the_rule_decides_the_verdict(estimate, null, verdict, reason):
+    found = decide(GREATER, Estimate(*estimate, n=9), null and Estimate(*null, n=9))
     assert found[0] == verdict
     assert reason in found[1]
+
+
+def test_what_was_not_sampled_may_have_no_width():
+    assert decide(GREATER, Estimate(25, 25, 25, 1, exact=True))[0] == "holds"
+    assert decide(GREATER, Estimate(5, 5, 5, 1, exact=True))[0] == "does not hold"
+    assert str(Estimate(25, 25, 25, 1, exact=True)) == "25 (exact)"
+    assert str(Estimate(25, 25, 25, 9)) == "25 (all 9 resamples agree)", "not printed as certainty"
 
 
 def test_a_cost_of_at_most_m_holds_only_if_the_whole_interval_stays_below_m():
     rule = Rule(direction="less", size=1, null=1)
     assert decide(rule, Estimate(0.3, -0.2, 0.9, 9)) == ("holds", "the whole interval is below 1")
-    assert decide(rule, Estimate(0.3, -0.2, 1.1, 9))[0] == "does not hold"
+    assert decide(rule, Estimate(0.3, -0.2, 1.1, 9))[0] == "undecided"
+    assert decide(rule, Estimate(2, 1.2, 3, 9))[0] == "does not hold"
     assert decide(rule, Estimate(0.3, -0.2, 0.9, 9), Estimate(4, 3, 5, 9))[0] == "holds"
 
 
@@ -84,21 +95,21 @@ triples = st.tuples(numbers, numbers, numbers).map(sorted)
 
 
 @given(triples, st.none() | triples)
-def test_mirroring_the_numbers_and_the_direction_keeps_the_verdict(triple, control):
+def test_mirroring_the_numbers_and_the_direction_keeps_the_verdict(triple, null):
     def estimate(t, sign):
         low, value, high = sorted(sign * x for x in t)
         return Estimate(value, low, high, 9)
 
     mirrored = Rule(direction="less", size=-20, null=-5)
     verdicts = {
-        decide(rule, estimate(triple, sign), control and estimate(control, sign))[0]
+        decide(rule, estimate(triple, sign), null and estimate(null, sign))[0]
         for rule, sign in ((GREATER, 1), (mirrored, -1))
     }
     assert len(verdicts) == 1
 
 
 def test_outside_a_notebook_the_row_is_printed(capsys):
-    record = claim("some-paper.1", Estimate(25, 15, 35, 9), control=Estimate(0, -2, 2, 9), note="Seeds 0-8.")
+    record = claim("some-paper.1", Estimate(25, 15, 35, 9), null=Estimate(0, -2, 2, 9), note="Seeds 0-8.")
     printed = capsys.readouterr().out
     assert record.verdict == "holds"
     for part in ["✓ holds", "some-paper.1", "10 % -> 50 %", "25 [15, 35] points", "95% interval, n = 9"]:
@@ -120,26 +131,26 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("id", "estimate", "control", "error", "message"),
+    ("id", "estimate", "null", "error", "message"),
     [
         ("some-paper.11", GOOD, None, LookupError, r"no claim 'some-paper.11'.* did you mean: some-paper\.1"),
         ("some-papr.1", GOOD, None, LookupError, "no paper 'some-papr'.*did you mean: some-paper"),
         ("nonsense", GOOD, None, LookupError, "no paper 'nonsense'"),
-        ("some-paper.1", 25.0, None, TypeError, r"the estimate must be an Estimate .* got 25\.0"),
-        ("some-paper.1", GOOD, 0.0, TypeError, r"the control must be an Estimate .* got 0\.0"),
-        ("some-paper.1", None, None, TypeError, "the estimate must be an Estimate"),
-        ("some-paper.1", Estimate(NAN, NAN, NAN, 0), None, ValueError, r"the estimate is nan \[nan, nan\]"),
-        ("some-paper.1", GOOD, Estimate(1, 0, float("inf"), 9), ValueError, "the control is .*inf"),
-        ("some-paper.1", Estimate(1, 2, 0, 9), None, ValueError, "low <= high"),
-        ("some-paper.4", GOOD, None, ValueError, r"some-paper\.4 has no rule"),
+        ("some-paper.1", 25.0, GOOD, TypeError, r"the estimate must be an Estimate .* got 25\.0"),
+        ("some-paper.1", GOOD, 0.0, TypeError, r"the null must be an Estimate .* got 0\.0"),
+        ("some-paper.1", None, GOOD, TypeError, "the estimate must be an Estimate"),
+        ("some-paper.1", Estimate(NAN, NAN, NAN, 0), GOOD, ValueError, r"the estimate is nan \[nan, nan\]"),
+        ("some-paper.1", GOOD, Estimate(1, 0, float("inf"), 9), ValueError, "the null is .*inf"),
+        ("some-paper.1", Estimate(1, 2, 0, 9), GOOD, ValueError, "low <= high"),
+        ("some-paper.4", GOOD, GOOD, ValueError, r"some-paper\.4 has no rule"),
         ("some-paper.3", GOOD, None, ValueError, "call not_testable"),
+        ("some-paper.1", GOOD, None, ValueError, "data/papers states null, and the chapter gives none"),
+        ("some-paper.2", GOOD, GOOD, ValueError, "data/papers states no null, and the chapter gives one"),
     ],
 )
-def test_a_mistake_is_answered_with_what_was_given_and_what_to_do(
-    id, estimate, control, error, message, capsys
-):
+def test_a_mistake_is_answered_with_what_was_given_and_what_to_do(id, estimate, null, error, message, capsys):
     with pytest.raises(error, match=message):
-        claim(id, estimate, control=control)
+        claim(id, estimate, null=null)
     assert capsys.readouterr().out == ""
 
 
@@ -163,7 +174,7 @@ class Tags(HTMLParser):
 def execute(folder, *cells):
     """Run the cells in a kernel whose papers are those of the test; returns the saved notebook's path."""
     header = f"import pathlib; from lib import papers; papers.FOLDER = pathlib.Path({str(folder)!r})"
-    header += "; from lib import Estimate, claim, not_testable"
+    header += "; from lib.claims import claim, finding, not_testable; from lib.stats import Estimate"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (header, *cells)])
     nbclient.NotebookClient(book, timeout=120).execute()
     nbformat.write(book, folder / "book.ipynb")
@@ -173,11 +184,11 @@ def execute(folder, *cells):
 def test_a_record_travels_in_the_notebook_and_its_row_is_shown_once_and_escaped(folder, capsys):
     path = execute(
         folder,
-        "claim('some-paper.1', Estimate(25.0, 15.0, 35.0, 9), control=Estimate(0, -2, 2, 9), note='<i>')",
+        "claim('some-paper.1', Estimate(25.0, 15.0, 35.0, 9), null=Estimate(0, -2, 2, 9), note='<i>')",
         "r = not_testable('some-paper.3')\nclaim('some-paper.2', Estimate(0.5, 0.1, 0.7, 5))",
     )
     first, second, third = collect(path)
-    again = claim("some-paper.1", Estimate(25.0, 15.0, 35.0, 9), control=Estimate(0, -2, 2, 9), note="<i>")
+    again = claim("some-paper.1", Estimate(25.0, 15.0, 35.0, 9), null=Estimate(0, -2, 2, 9), note="<i>")
     assert first == again
     assert (second.id, second.estimate, third.verdict) == ("some-paper.3", None, "holds")
 
@@ -237,23 +248,70 @@ def test_white_on_every_badge_meets_the_contrast_that_wcag_asks_of_small_text():
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5
 
 
-def test_recorded_runs_are_shown_with_their_parameters(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no run of some-paper is kept in data/results"):
-        recorded_runs("some-paper")
-    records = [
-        claim("some-paper.1", Estimate(30.0, 25.0, 35.0, 9), control=Estimate(1.0, -3.0, 4.0, 9)),
-        claim("some-paper.2", Estimate(0.5, 0.2, 0.8, 9)),
-        not_testable("some-paper.3"),
-    ]
-    run = {"parameters": {"n_steps": 500}, "claims": [record.to_json() for record in records]}
-    (tmp_path / "data" / "results").mkdir(parents=True)
-    (tmp_path / "data" / "results" / "some-paper--n_steps=500.json").write_text(json.dumps(run))
-    table = recorded_runs("some-paper").data
-    assert table["claim"].tolist() == [records[0].text, records[1].text], "untested claims have no row"
-    assert table["recorded run"].tolist() == ["n_steps = 500"] * 2
-    assert table["estimate"][0] == "30.0 [25.0, 35.0] points"
-    assert table["control"].tolist() == ["1.0 [-3.0, 4.0]", ""]
-    assert recorded_runs("some-paper", ["some-paper.2"]).data["verdict"].tolist() == [records[1].verdict]
-    with pytest.raises(LookupError, match=r"has no some-paper\.4; it has some-paper\.1"):
-        recorded_runs("some-paper", ["some-paper.4"])
+def test_a_row_shows_what_recorded_runs_found_and_how_many_seeds_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    wide = Estimate(12, -3, 40, 3, values=(30.0, 4.0, 2.0))
+    null = Estimate(0, -2, 2, 9)
+    alone = claim("some-paper.1", wide, null=null)
+    assert (alone.verdict, alone.decided) == ("undecided", "undecided")
+    assert "1 of 3 on the claimed side: 30, 4, 2" in str(alone)
+    large = claim("some-paper.1", Estimate(30, 25, 35, 99), null=null).to_json()
+    run = {"parameters": {"n_steps": 500}, "date": "2026-01-02", "commit": "abcdef012345", "claims": [large]}
+    (tmp_path / "some-paper--long.json").write_text(json.dumps(run))
+    sweep = {"sweep": "seed", "claims": [{"id": "some-paper.1", "verdicts": ["undecided", "holds"]}]}
+    (tmp_path / "some-paper--seeds.json").write_text(json.dumps(sweep))
+    record = claim("some-paper.1", wide, null=null)
+    assert (record.verdict, record.decided) == ("undecided", "holds"), "the recorded run can tell"
+    for part in ("30.0 [25.0, 35.0] points: holds", "n_steps = 500 (2026-01-02, abcdef0)", "1 of 2 agree"):
+        assert part in str(record)
+    assert not claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9)).recorded
+
+
+def test_a_recorded_run_is_decided_by_the_rule_as_it_is_now(tmp_path, monkeypatch):
+    """Files of the first edition have flat records, with a verdict by the rules of that time."""
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    stored = {"value": 12.0, "low": 4.0, "high": 30.0, "n": 9, "confidence": 0.95}
+    old = {"id": "some-paper.1", "verdict": "does not hold", "estimate": stored, "control": None}
+    (tmp_path / "some-paper--x.json").write_text(json.dumps({"parameters": {}, "claims": [old]}))
+    record = claim("some-paper.1", GOOD, null=GOOD)
+    assert [run.verdict for run in record.recorded] == ["undecided"]
+
+
+SENTENCES = {
+    "holds": "It gains {0.estimate.value:.0f} points.",
+    "undecided": "Whether it gains cannot be told ({0.estimate}).",
+    "fails": "It does not gain.",
+}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(25, 15, 35, 9), "It gains 25 points."),
+        (Estimate(12, 8, 16, 9), "It gains 12 points."),
+        (Estimate(12, 1, 33, 9), "Whether it gains cannot be told (12 [1, 33])."),
+        (Estimate(-12, -20, -2, 9), "It does not gain."),
+    ],
+)
+def test_a_finding_says_what_its_claims_verdict_is(capsys, estimate, text):
+    record = claim("some-paper.1", estimate, null=Estimate(0, -2, 2, 9))
+    capsys.readouterr()
+    finding(record, **SENTENCES)
+    assert capsys.readouterr().out.strip() == text
+
+
+def test_a_finding_whose_number_was_not_measured_is_refused():
+    record = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
+    with pytest.raises(ValueError, match=r"some-paper\.2: the finding .* cannot be filled in"):
+        finding(record, **SENTENCES | {"holds": "against {0.null.value}"})
+
+
+def test_findings_travel_in_the_notebook_with_their_claims(folder):
+    path = execute(
+        folder,
+        "r = claim('some-paper.1', Estimate(25.0, 15.0, 35.0, 9), null=Estimate(0, -2, 2, 9))",
+        "finding(r, holds='It gains {0.estimate.value:.0f}.', undecided='?', fails='No.')",
+    )
+    assert findings(path) == [{"text": "It gains 25.", "verdict": "holds", "claims": ["some-paper.1"]}]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert set(cells[-1]["outputs"][0]["data"]) == {"text/markdown", "text/plain", FINDING_MIME}

@@ -35,7 +35,7 @@ claims:
     paper: "1 to 2"
     statistic: difference
     unit: points
-    control: random directions
+    null: random directions
     rule: {direction: less, size: 1.0, null: 1.0}
     testable: true
   - id: some-paper.2
@@ -85,9 +85,9 @@ def test_null_is_a_key_of_a_rule_and_not_yamls_none(folder):
         ("size: 1.0", "size: 1.5", "claims.1.rule: size 1.5 is not less than null 1"),
         ("    rule: {direction: less, size: 1.0, null: 1.0}\n", "", "need a `rule`: some-paper.1"),
         (
-            "    control: random directions\n",
+            "    null: random directions\n",
             "",
-            "claims.1: a testable claim needs `statistic` and `control`",
+            "claims.1: a testable claim needs `statistic`, and `null` or the reason",
         ),
         ("    reason: Needs a thousand GPUs.", "", "claims.2: `reason` says why"),
         ("id: some-paper.2", "id: some-paper.3", "expected, in order, some-paper.1, some-paper.2"),

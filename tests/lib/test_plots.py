@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lib import plots
+from lib.stats import Estimate
 
 GOOD = {
     "alt": "The line rises from left to right.",
@@ -109,3 +110,37 @@ def test_the_band_has_the_lines_colour_and_no_entry_of_its_own_in_the_legend(fig
 def test_a_figure_without_message_caption_or_anchor_is_refused(fig, change, message):
     with pytest.raises(ValueError, match=message):
         plots.show(fig, **{**GOOD, **change})
+
+
+def test_a_figure_offers_its_numbers_as_csv_with_both_ends_of_each_interval(fig, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append(data))
+    rows = [
+        {"layer": 0, "accuracy (%)": Estimate(90, 80, 95, 9)},
+        {"layer": 1, "accuracy (%)": Estimate(5, 1, 9, 9)},
+    ]
+    plots.show(fig, **GOOD, data=rows, main=True)
+    facts = shown[0][plots.FIGURE_MIME]
+    assert facts["main"] is True
+    lines = facts["csv"].splitlines()
+    assert lines[0] == 'layer,accuracy (%),"accuracy (%), low","accuracy (%), high"'
+    assert lines[1:] == ["0,90,80,95", "1,5,1,9"]
+
+
+def test_dots_show_the_interval_and_each_of_a_few_seeds(fig):
+    ax = fig.axes[0]
+    ax.clear()
+    plots.dots(ax, [0, 1], [Estimate(2, 1, 4, 3, values=(1.0, 2.0, 3.0)), Estimate(5, 5, 6, 50)], color="k")
+    drawn = [tuple(np.column_stack(line.get_data()).tolist()) for line in ax.lines]
+    assert ([0.0, 1.0], [0.0, 2.0], [0.0, 3.0]) in [tuple(map(list, points)) for points in drawn]
+    ends = np.array([segment for bars in ax.collections for segment in bars.get_segments()])
+    assert ends[:, :, 1].tolist() == [[1, 4], [5, 6]]
+
+
+def test_a_table_writes_estimates_with_their_intervals(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.table([{"head": 1, "share": Estimate(0.5, 0.4, 0.6, 9)}], "What heads do", unit="share")
+    html = shown[0].to_html()
+    assert "0.5 [0.4, 0.6]" in html.replace("0.50", "0.5").replace("0.40", "0.4").replace("0.60", "0.6")
+    assert "What heads do (share)" in html

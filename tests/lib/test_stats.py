@@ -93,7 +93,7 @@ def test_the_seed_decides_the_interval():
 def test_a_constant_sample_has_an_interval_of_zero_width():
     assert bootstrap([0.75] * 12) == Estimate(0.75, 0.75, 0.75, 12)
     assert bootstrap([1.0] * 12, clusters=[1, 2] * 6) == Estimate(1, 1, 1, 2)
-    assert t_interval([0.25] * 3) == Estimate(0.25, 0.25, 0.25, 3)
+    assert t_interval([0.25] * 3) == Estimate(0.25, 0.25, 0.25, 3, values=(0.25,) * 3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -181,9 +181,22 @@ def test_wilson_refuses_impossible_counts(successes, n):
         (Estimate(81.832, 79.2, 83.1, 10), "81.8 [79.2, 83.1]"),
         (Estimate(1234.5, 1100, 1400, 10), "1234 [1100, 1400]"),
         (Estimate(2e-7, 1e-7, 4e-7, 10), "2e-07 [1e-07, 4e-07]"),
-        (Estimate(0.5, 0.5, 0.5, 10), "0.500 [0.500, 0.500]"),
+        (Estimate(0.5, 0.5, 0.5, 10), "0.5 (all 10 resamples agree)"),
         (Estimate(float("nan"), float("nan"), float("nan"), 0), "nan [nan, nan]"),
     ],
 )
 def test_an_estimate_is_printed_with_the_digits_that_its_interval_justifies(estimate, text):
     assert str(estimate) == text
+
+
+def test_a_t_interval_within_bounds_stays_there_and_is_fishers_for_a_correlation():
+    shares = t_interval([0.99, 0.95, 0.7], bounds=(0, 1))
+    assert 0 < shares.low < shares.value < shares.high < 1
+    assert t_interval([0.99, 0.95, 0.7]).high > 1, "the plain one leaves the range"
+    rho = np.array([0.90, 0.92, 0.97, 0.99])
+    made = t_interval(rho, bounds=(-1, 1))
+    half = scipy.stats.sem(rho) * scipy.stats.t.isf(0.025, 3) / (1 - rho.mean() ** 2)
+    assert made.low == pytest.approx(np.tanh(np.arctanh(rho.mean()) - half))
+    assert made.values == tuple(rho)
+    with pytest.raises(ValueError, match=r"leave the bounds \(0, 1\)"):
+        t_interval([0.5, 1.2], bounds=(0, 1))
