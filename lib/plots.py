@@ -162,7 +162,7 @@ def show(
 
 def _in_columns(data: pd.DataFrame | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows in which an estimate has become its value and the two ends of its interval."""
-    rows = data.to_dict("records") if isinstance(data, pd.DataFrame) else data
+    rows: Any = data.to_dict("records") if isinstance(data, pd.DataFrame) else data
     wide: list[dict[str, Any]] = []
     for row in rows:
         wide.append({})
