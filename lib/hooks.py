@@ -14,17 +14,20 @@ when it is left, also by an exception.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lib.attention import tapped
 from lib.sites import Layout, Point
 
-if TYPE_CHECKING:
-    from lib.models import Subject
-
 Positions = int | slice | list[int] | Tensor
+
+
+class HasLayout(Protocol):
+    """What can be hooked, such as a `lib.models.Subject`: it knows where its sites are."""
+
+    layout: Layout
 
 
 class Activations(dict[int, Any]):
@@ -56,7 +59,7 @@ class Activations(dict[int, Any]):
 
 @contextmanager
 def capture(
-    subject: "Subject",
+    subject: HasLayout,
     site: str,
     *,
     layers: int | Iterable[int] | None = None,
@@ -119,7 +122,7 @@ def capture(
 
 @contextmanager
 def edit(
-    subject: "Subject", site: str, *, layer: int | Iterable[int], fn: Callable[[Tensor], Tensor]
+    subject: HasLayout, site: str, *, layer: int | Iterable[int], fn: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Replaces a site's activation by `fn(activation)` in the forward passes that run inside the context.
 

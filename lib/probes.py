@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
-
-if TYPE_CHECKING:
-    from lib.models import Subject
 
 # What architectures call the norm after their last block, and what some of them multiply their logits by.
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -127,7 +125,7 @@ def _check(X: np.ndarray, y: np.ndarray, by: np.ndarray, fitted: np.ndarray, hel
         raise ValueError(f"{len(both)} groups are on both sides of `test`; hold out whole groups")
 
 
-def logit_lens(subject: "Subject", resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+def logit_lens(subject: Subject, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """Logits as if `resid` left the last block: final norm, unembedding, soft cap (nostalgebraist 2020).
 
     Args:

@@ -2,16 +2,14 @@
 
 A site is a named place in a transformer at which an activation can be read or changed. `TABLE` has one row a
 family: the paths, inside one block, of the modules at whose input or output each site lies. An architecture
-without a row of its own gets the first row whose modules its blocks all have (`lib.models` then compares the
+without a row of its own gets the first row whose modules its blocks all have (`lib.checks` then compares the
 sites with one another in a small forward pass, and withholds those that do not add up).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -329,28 +327,3 @@ def _width(projection: Any) -> tuple[int, int]:
     if hasattr(projection, "in_features"):
         return projection.in_features, projection.out_features
     return projection.nx, projection.nf  # GPT-2's Conv1D
-
-
-def contradicted(sites: Mapping[str, Mapping[int, Float[Tensor, "batch seq d_model"]]]) -> set[str]:
-    """Sites whose activations do not add up to the residual stream.
-
-    Args:
-        sites: site -> layer -> activation, of resid_pre, attn_out, mlp_out, resid_post and, unless the blocks
-            are parallel, resid_mid.
-    """
-    wrong: set[str] = set()
-    for layer, post in sites["resid_post"].items():
-        pre, attn, mlp = (sites[site][layer] for site in ("resid_pre", "attn_out", "mlp_out"))
-        if "resid_mid" not in sites:
-            checks = [({"attn_out", "mlp_out"}, post, pre + attn + mlp)]
-        else:
-            mid = sites["resid_mid"][layer]
-            checks = [
-                ({"resid_mid", "attn_out"}, mid, pre + attn),
-                ({"resid_mid", "mlp_out"}, post, mid + mlp),
-            ]
-        for suspects, total, parts in checks:
-            tolerance = 20 * torch.finfo(post.dtype).eps * total.abs().max()
-            if (total - parts).abs().max() > tolerance:
-                wrong |= suspects
-    return wrong

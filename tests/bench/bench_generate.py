@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from data.worlds import scenes
-from lib.generate import Generation, generate, inputs
+from lib.encode import inputs
+from lib.generate import Generation, generate
 from lib.hooks import capture, edit
 from lib.models import load
 
