@@ -262,7 +262,7 @@ def _markers(text: Text, marker: str) -> int:
     return total
 
 
-def _picture(image: Any, number: int, channels: int) -> Image:
+def _picture(image: object, number: int, channels: int) -> Image:
     """An image as a picture of the model's number of channels.
 
     Raises:

@@ -31,6 +31,7 @@ from transformers import (
     AutoConfig,
     AutoProcessor,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -245,7 +246,7 @@ def _folder(name: str | Path) -> Path:
     return path
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; it has {_listing(folder)}")
     try:
@@ -331,7 +332,7 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
 
 
-def _model_class(folder: Path, config: Any) -> Any:
+def _model_class(folder: Path, config: PreTrainedConfig) -> Any:
     """The class that the checkpoint was saved from."""
     for name in config.architectures or []:
         if hasattr(transformers, name):
@@ -341,7 +342,7 @@ def _model_class(folder: Path, config: Any) -> Any:
     )
 
 
-def _processor(folder: Path, config: Any) -> Any:
+def _processor(folder: Path, config: PreTrainedConfig) -> Any:
     """Whatever turns texts and images into inputs; None if the folder has nothing of the kind."""
     files = {"tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"}
     if not any((folder / file).is_file() for file in files):
@@ -378,7 +379,7 @@ def images_only(processor: Any) -> Any:
     return ImagesOnly
 
 
-def _quantization(bits: str) -> Any:
+def _quantization(bits: str) -> transformers.BitsAndBytesConfig:
     if bits not in ("8bit", "4bit"):
         raise ValueError(f"quantization={bits!r}: it is None, '8bit' or '4bit'")
     if importlib.util.find_spec("bitsandbytes") is None:
