@@ -47,12 +47,8 @@ class Reads(Protocol):
     model: PreTrainedModel
     processor: Any
     tokenizer: Any
-
-    @property
-    def image_token_ids(self) -> list[int]: ...  # noqa: D102
-
-    @property
-    def n_channels(self) -> int: ...  # noqa: D102
+    image_token_ids: list[int]
+    n_channels: int
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Subject:
         n_kv_heads: number of heads for keys and values.
         d_model: width of the residual stream.
         d_head: width of one head.
+        image_token_ids: ids of the tokens that stand for image (or video) features in its input.
+        n_channels: of the images that it reads: 3, or 1 for grey.
     """
 
     def __init__(
@@ -86,18 +88,22 @@ class Subject:
         if isinstance(processor, PreTrainedTokenizerBase):
             tokenizer = processor
         self.tokenizer: Any = tokenizer or getattr(processor, "tokenizer", None)
-        self._towers = towers(model)
-        self.tower_name = tower or ("text" if "text" in self._towers else "vision")
-        if self.tower_name not in self._towers:
+        layouts = towers(model)
+        self.tower_name = tower or ("text" if "text" in layouts else "vision")
+        if self.tower_name not in layouts:
             raise LookupError(
-                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(self._towers)}"
+                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(layouts)}"
             )
-        self.layout: Layout = self._towers[self.tower_name]
+        self.layout: Layout = layouts[self.tower_name]
         if not self.layout.listed:  # found by the names of its modules: a small pass must agree
             self.layout = withhold_contradictions(self)
         self.n_layers = len(self.layout.blocks)
         self.n_heads, self.n_kv_heads = self.layout.n_heads, self.layout.n_kv_heads
         self.d_model, self.d_head = self.layout.d_model, self.layout.d_head
+        token_ids = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+        self.image_token_ids = [i for i in token_ids if i is not None]
+        vision = layouts.get("vision")
+        self.n_channels: int = getattr(vision.owner.config, "num_channels", 3) if vision else 3
 
     def tower(self, name: Literal["text", "vision"]) -> "Subject":
         """The same model, seen through its "text" or "vision" tower."""
@@ -107,18 +113,6 @@ class Subject:
     def device(self) -> torch.device:
         """Where the model's first weights are, and so where inputs must be."""
         return self.model.device
-
-    @property
-    def image_token_ids(self) -> list[int]:
-        """Ids of the tokens that stand for image (or video) features in a vision-language model's input."""
-        ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
-        return [i for i in ids if i is not None]
-
-    @property
-    def n_channels(self) -> int:
-        """Channels of the images that the model reads: 3, or 1 for grey."""
-        vision = self._towers.get("vision")
-        return getattr(vision.owner.config, "num_channels", 3) if vision else 3
 
     def encode(
         self,
