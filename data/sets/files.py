@@ -53,8 +53,8 @@ def read_table(path: Path, columns: Iterable[str] = (), source: str = "") -> pd.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}" + (f"; it is in {source}" if source else ""))
-    # Not the package `datasets`: it would prepare the whole of a set, or stream it in the order of its classes,
-    # where a chapter wants a few random rows; and it brings five packages besides pyarrow.
+    # Not through the package `datasets`: it would prepare a whole set, or stream it in the order of its
+    # classes, where a chapter wants a few random rows; and it brings five packages besides pyarrow.
     table = pd.read_feather(path) if path.suffix == ".feather" else pd.read_parquet(path)
     check(table.columns, columns, f"{path} has the columns")
     return table

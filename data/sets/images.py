@@ -79,7 +79,8 @@ def images(
         picked = [next((name for name in names if name in table), None) for names in COLUMNS]
         if None in picked:
             raise LookupError(
-                f"{path} has the columns {', '.join(map(str, table))}; needed: image (or img) and label (or fine_label)"
+                f"{path} has the columns {', '.join(map(str, table))}; needed: image (or img)"
+                " and label (or fine_label)"
             )
         tables.append(table[picked].set_axis(["image", "label"], axis=1))
         if sum(map(len, tables)) >= n:
