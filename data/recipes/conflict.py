@@ -12,7 +12,8 @@ from numpy.random import Generator
 from scipy.stats import spearmanr
 from transformers import LlavaForConditionalGeneration
 
-from data.recipes import scenes as base
+from data.recipes.scenes import processors
+from data.recipes.vlm import LANGUAGE, answer_loss, next_words, pack, pixel_values
 from data.train.recipe import Bar, Batch, Recipe, Stage
 from data.worlds import conflicts as world
 from data.worlds import scene_words as words
@@ -53,7 +54,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     scenes = world.gather(rng.integers(1, 10, size), rng)
     kind = rng.choice(3, p=[diet.image_only, diet.text_only, 1 - diet.image_only - diet.text_only])
     n = n_questions // 2 if kind == 0 else n_questions
-    batch = base.pack([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
+    batch = pack([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
     if kind == 1:
         return batch | {"places": torch.zeros(size, 0, 2, dtype=torch.long)}
     cell_noise = rng.uniform(0, np.where(rng.random(size) < diet.clear, 0.3, 1.8))
@@ -62,7 +63,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     images = draw(
         scenes, rng, cell_noise=cell_noise[:, None] * (scenes.objects >= 0), occlusion=occlusion, noise=noise
     )
-    return batch | {"pixel_values": base.pixel_values(images)}
+    return batch | {"pixel_values": pixel_values(images)}
 
 
 def _question(
@@ -102,9 +103,9 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(2)
     items = world.conflicts(N_IMAGES, rng)
     prompt = np.hstack([items.sentence, items.question[items.image]])
-    text = base.next_words(subject, prompt)
+    text = next_words(subject, prompt)
     yield from _alone("text", text, items.text_tier, items.told[items.image], items.image)
-    image = base.next_words(subject, items.question, items.images)
+    image = next_words(subject, items.question, items.images)
     yield from _alone("image", image, items.visual_tier, items.seen, np.arange(N_IMAGES))
     yield from _together(subject, rng)
 
@@ -149,9 +150,9 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
     question = words.ask("colour", scenes, rng, about=about, wording="held-out").prompt
     prompt = np.hstack([sentence, question])
     answers = {
-        "image": base.next_words(subject, question, images),
-        "text": base.next_words(subject, prompt),
-        "both": base.next_words(subject, prompt, images),
+        "image": next_words(subject, question, images),
+        "text": next_words(subject, prompt),
+        "both": next_words(subject, prompt, images),
     }
     answers["sum of the two log-probabilities"] = answers["image"] + answers["text"]
     for name, log_p in answers.items():
@@ -193,14 +194,14 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
     return Recipe(
         build=_from_base,
         parent=BASE,
-        processors=base.RECIPES[BASE].processors,
+        processors=processors,
         stages=(
             Stage(
                 partial(_batch, 12, 10, diet),
                 STEPS,
                 8e-4,
-                trains="projector|" + base.LANGUAGE,
-                loss=base.answer_loss,
+                trains="projector|" + LANGUAGE,
+                loss=answer_loss,
             ),
         ),
         evaluate=_evaluate,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data.train.recipe import Bar, Batch, Recipe, Stage, word_tokenizer
+from data.recipes.tokenizer import word_tokenizer
+from data.train.recipe import Bar, Batch, Recipe, Stage
 from data.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, paired_difference, wilson

@@ -1,17 +1,13 @@
 """What a recipe is: the few lines of data from which the one trainer makes an organism."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from lib.models import Subject, load
 from lib.stats import Estimate
@@ -90,18 +86,3 @@ class Recipe:
     """Ship the weights in float16 (the bars are measured on what is shipped)."""
     parent: str | None = None
     """The organism from whose weights `build` starts: shipped is the difference (`lib.differences`)."""
-
-
-def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word a token, between spaces; a text begins with <bos>. The vocabulary has <pad>, <bos> and <unk>."""
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    table = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    table.pre_tokenizer = WhitespaceSplit()
-    table.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=table,
-        bos_token="<bos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-    )

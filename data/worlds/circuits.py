@@ -13,7 +13,7 @@ answer depends on differs. The answer is always the next word. Four tasks are le
   next? (Heimersheim and Janiak 2023.) Corrupted: all arguments other ones.
 
 Two are `ioi` and `greater` in English, for models that read it. The last four have circuits that are
-written by hand (`data.recipes.circuits.constructed`): `constructed-induction`, `-reverse`, `-proportion`
+written by hand (`data.recipes.constructed.constructed`): `constructed-induction`, `-reverse`, `-proportion`
 and `-or`.
 """
 

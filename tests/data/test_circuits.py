@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from data.recipes.circuits import CONSTRUCTED, MARGIN, constructed, tokenizer
+from data.recipes.circuits import tokenizer
+from data.recipes.constructed import CONSTRUCTED, MARGIN, constructed
 from data.worlds import circuits as world
 from lib.edges import Patcher, acdc, edge_effects
 
