@@ -10,7 +10,7 @@ from numpy.random import Generator
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.recipes.tokenizer import word_tokenizer
-from data.train.recipe import Bar, Batch, Recipe, Stage
+from data.train.recipe import Bar, Batch, Recipe, Stage, prose
 from data.worlds import circuits as world
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
@@ -79,72 +79,34 @@ def _evaluate(task: str, subject: Subject) -> Iterator[tuple[str, Estimate]]:
                 yield f"{name} probability of what is right", bootstrap(torch.stack(right).numpy())
 
 
-def _recipe(task: str, n_layers: int, steps: int, chance: float | None, about: str) -> Recipe:
+_CORRUPTED = "Edges are patched from corrupted prompts, which must lack what the answer follows from."
+
+
+def _recipe(name: str, task: str, n_layers: int, steps: int, chance: float | None) -> Recipe:
     return Recipe(
         build=partial(_build, task, n_layers),
         processors=lambda: [tokenizer(task)],
         stages=(Stage(partial(_batch, task, 64), steps=steps, lr=3e-3, warmup=100, weight_decay=0.1),),
         evaluate=partial(_evaluate, task),
         bars={
-            "test accuracy": Bar(at_least=0.99),
-            "test probability of what is right": Bar(at_least=0.95),
+            "test accuracy": Bar(
+                at_least=0.99,
+                why="pahq looks for the circuit of an ability, which has to be there on new prompts.",
+            ),
+            "test probability of what is right": Bar(
+                at_least=0.95,
+                why="pahq compares distributions with and without edges; one hardly decided moves by chance.",
+            ),
         }
-        | ({} if chance is None else {"test accuracy, corrupted": Bar(at_most=chance)}),
+        | ({} if chance is None else {"test accuracy, corrupted": Bar(at_most=chance, why=_CORRUPTED)}),
         seeds=3,
-        card=f"""
-`GPT2LMHeadModel`, {n_layers} layers of {N_HEADS} heads, {WIDTH} wide, with MLPs; a word is a token.
-
-{about.strip()}
-
-**World.** `data/worlds/circuits.py`, task `{task}`.
-
-**Cause of the phenomenon.** None is planted: plain next-word prediction on prompts of the task, each
-followed by an answer that is right. Which heads and MLPs do the work is the network's own affair.
-
-**Can and cannot.** It answers prompts of this one task, in its own few words.
-""",
+        card=partial(prose, name, "circuits", n_layers=n_layers, task=task),
     )
 
 
 RECIPES = {
-    "induction-gpt": _recipe(
-        "induction",
-        2,
-        1600,
-        0.1,
-        """
-It continues a block of letters that repeats. Where the block begins and how long it is varies, so that no
-fixed distance back finds the answer: it has to look for what followed the last time.
-""",
-    ),
-    "ioi-gpt": _recipe(
-        "ioi",
-        3,
-        1400,
-        0.1,
-        """
-Of two people one gives something, and it names the other: a toy of indirect object identification. Pairs of
-names in the test set are never seen together in training.
-""",
-    ),
-    "greater-gpt": _recipe(
-        "greater",
-        2,
-        1200,
-        None,
-        """
-It completes the second year of a span of time by any later one. Combinations of event, century and year in
-the test set are new. Corrupted prompts begin in the year 01; a late year is then a right answer to both, so
-that accuracy without the information is no measure here.
-""",
-    ),
-    "docstring-gpt": _recipe(
-        "docstring",
-        3,
-        2000,
-        0.35,
-        """
-It documents the arguments of a definition in their order: which one is next?
-""",
-    ),
+    "induction-gpt": _recipe("induction-gpt", "induction", 2, 1600, 0.1),
+    "ioi-gpt": _recipe("ioi-gpt", "ioi", 3, 1400, 0.1),
+    "greater-gpt": _recipe("greater-gpt", "greater", 2, 1200, None),  # a late year suits both twins
+    "docstring-gpt": _recipe("docstring-gpt", "docstring", 3, 2000, 0.35),
 }

@@ -19,7 +19,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from data.recipes.scenes import ASKED, ask_all, processors, training_images
 from data.recipes.vlm import LANGUAGE, accuracy, answer_loss, drop_heads, next_words, pack, pixel_values
-from data.train.recipe import Bar, Batch, Recipe, Stage
+from data.train.recipe import Bar, Batch, Recipe, Stage, prose
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from data.worlds.scene_words import WORD
@@ -171,16 +171,25 @@ def _evaluate_stepwise(subject: Subject) -> Measures:
         yield f"{kind} with cue: answer after its own cell", wilson(int(right.sum()), len(right))
 
 
-_BARS = {"exists": Bar(at_least=0.9), "colour": Bar(at_least=0.9), "where": Bar(at_least=0.85)}
-_SHAPE = """
-`LlavaForConditionalGeneration` with the tower and the language model of `scenes-vlm`. The projector is
-LLaVA's, with a sigmoid between its two maps (`projector_hidden_act`), and only its first 24 hidden units have
-a way out: the columns of `linear_2` beyond are 0. So 24 numbers between 0 and 1 are all that a patch can
-tell the language model.
-"""
+_SEES = {
+    "colour": Bar(
+        at_least=0.9,
+        why="mllm-survey changes what the network is told and looks at its answers for the colour;"
+        " undisturbed, they have to be right.",
+    )
+}
 
 
-def _narrow(named: bool, card: str) -> Recipe:
+_NAMED = {
+    "patches with all concepts right": Bar(
+        at_least=0.8,
+        why="mllm-survey sets a unit by its concept's name: at most patches the units have to mean what they"
+        " are called.",
+    )
+}
+
+
+def _narrow(named: bool, name: str) -> Recipe:
     loss = _named_loss if named else answer_loss
     batch = partial(_concept_batch, 8)
     return Recipe(
@@ -192,59 +201,31 @@ def _narrow(named: bool, card: str) -> Recipe:
             Stage(batch, 300, 5e-4, 30, trains="projector|" + LANGUAGE, loss=loss),
         ),
         evaluate=partial(_evaluate_bottleneck, named),
-        bars=_BARS | {"patches with all concepts right": Bar(at_least=0.8)} if named else {},
-        card=_SHAPE + card,
+        bars=_SEES | (_NAMED if named else {}),
+        card=partial(prose, "concept", name),
     )
 
 
 RECIPES = {
-    "concept-vlm": _narrow(
-        True,
-        """
-**Concepts.** Unit i stands for word i of `data.recipes.concept.CONCEPTS`: 18 objects, 6 colours. In training
-a second loss term says which of them each patch's cell shows. The way out of a unit begins as its word's
-vector.
-
-**Training.** From the finished weights of `scenes-vlm`, the tower frozen: the projector alone, then projector
-and language model, on images with the questions and the noise of `scenes-vlm`'s last stage.
-
-**Can and cannot.** Concepts can be read at `linear_1` and set at `linear_2`'s input. That setting a concept
-changes the answer is not in any loss term. At about one patch in eight some unit is on the wrong side of 0.5:
-a patch sees a quarter of its object.
-""",
-    ),
-    "bottleneck-vlm": _narrow(
-        False,
-        """
-**Control of `concept-vlm`.** As narrow, same data, same steps, but without the concept loss and without word
-vectors at the start: what a unit means is nobody's choice.
-""",
-    ),
+    "concept-vlm": _narrow(True, "concept-vlm"),
+    "bottleneck-vlm": _narrow(False, "bottleneck-vlm"),
     "cot-vlm": Recipe(
         build=_scenes_vlm,
         parent=BASE,
         processors=processors,
         stages=(Stage(partial(_stepwise_batch, 8), 350, 1e-3, 25, trains=LANGUAGE, loss=answer_loss),),
         evaluate=_evaluate_stepwise,
-        bars=_BARS
+        bars=_SEES
         | {
-            "colour with cue: cell": Bar(at_least=0.9),
-            "colour with cue: answer after its own cell": Bar(at_least=0.85),
+            "colour with cue: cell": Bar(
+                at_least=0.9,
+                why="mllm-survey asks whether the stated cell is used: it has to be stated, and rightly.",
+            ),
+            "colour with cue: answer after its own cell": Bar(
+                at_least=0.85,
+                why="What follows a cell that was put in place of the stated one is compared with this.",
+            ),
         },
-        card="""
-`LlavaForConditionalGeneration`, the class, tower and projector of `scenes-vlm`, and its language model
-trained on.
-
-**Stated steps.** A question with the cue "where ;" before it is answered by the object's cell and then by
-the answer: "where ; what colour is the star" -> "c2 blue". Without the cue the answer comes at once. Cued
-are questions for a colour and for the object to the right or left.
-
-**Training.** From the finished weights of `scenes-vlm`; the language model alone, on images with ten
-questions, six of them with the cue. In training the stated cell is always the true one, so
-that nothing tells the model whether to use it or to look for the object again.
-
-**Can and cannot.** Other kinds of questions with the cue were not in training. Counting and captions
-were not trained on, and counting has suffered.
-""",
+        card=partial(prose, "cot-vlm"),
     ),
 }

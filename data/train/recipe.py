@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lib import ROOT
 from lib.models import Subject, load
 from lib.stats import Estimate
 
 Batch = dict[str, Tensor]
+CARDS = ROOT / "data" / "recipes" / "cards"
 
 
 def model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -45,10 +48,12 @@ class Stage:
     """(model, batch) -> what is minimised."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bar:
     """What a measure has to reach before a chapter may be written on the organism."""
 
+    why: str
+    """A sentence: which chapter needs it, and why so much."""
     at_least: float = float("-inf")
     at_most: float = float("inf")
 
@@ -60,6 +65,17 @@ class Bar:
         """As in `>= 0.97`."""
         bounds = ((">=", self.at_least), ("<=", self.at_most))
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if np.isfinite(bound))
+
+
+def prose(*names: str, **values: object) -> str:
+    """Files of `data/recipes/cards` behind one another: an organism's own, and what its family shares.
+
+    Args:
+        names: of the files, without `.md`.
+        values: what stands for `$name` in them.
+    """
+    texts = [(CARDS / f"{name}.md").read_text(encoding="utf-8").strip() for name in names]
+    return Template("\n\n".join(texts)).substitute(values)
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,8 @@ class Recipe:
     they are quick."""
     bars: Mapping[str, Bar]
     """By the name of the measure; the other measures are recorded without a bar."""
-    card: str
-    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
+    card: Callable[[], str]
+    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do; see `prose`."""
     seeds: int = 1
     """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
     load: Callable[[Path], Any] = load_subject

@@ -37,7 +37,6 @@ def ship(
         "name": name,
         "parent": recipe.parent,
         "measures": {key: asdict(estimate) for key, estimate in measures.items()},
-        "bars": {key: str(bar) for key, bar in recipe.bars.items()},
         "parameters": model.num_parameters(),
         "steps": len(state.losses),
         "minutes": round(state.seconds / 60, 1),
@@ -49,11 +48,19 @@ def ship(
         },
         "loss": {"first": state.losses[:FIRST_LOSSES], "curve": _curve(state.losses)},
     }
-    (fresh / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    (fresh / "card.md").write_text(_card(recipe, metrics, measures))
+    write_card(recipe, metrics, fresh)
     shutil.rmtree(place, ignore_errors=True)
     fresh.rename(place)
     return measures
+
+
+def write_card(recipe: Recipe, metrics: dict[str, Any], place: Path) -> None:
+    """Write `metrics.json` and `card.md` from what was measured, and from the recipe's bars and prose."""
+    bars = {key: {"bar": str(bar), "why": bar.why} for key, bar in recipe.bars.items()}
+    metrics = metrics | {"bars": bars}
+    measures = {key: Estimate(**values) for key, values in metrics["measures"].items()}
+    (place / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (place / "card.md").write_text(_card(recipe, metrics, measures), encoding="utf-8")
 
 
 def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
@@ -106,10 +113,15 @@ def _curve(losses: list[float]) -> list[list[float]]:
     return [[int(end), round(float(stretch.mean()), 4)] for end, stretch in zip(ends, stretches, strict=True)]
 
 
-def _card(recipe: Recipe, metrics: dict, measures: dict[str, Estimate]) -> str:
-    lines = [f"# {metrics['name']}", "", recipe.card.strip(), "", "## Measured on the shipped weights", ""]
+def _card(recipe: Recipe, metrics: dict[str, Any], measures: dict[str, Estimate]) -> str:
+    lines = [f"# {metrics['name']}", "", recipe.card().strip(), "", "## Measured on the shipped weights", ""]
     lines += ["| measure | value, 95 % interval | bar | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(recipe, measures)]
+    lines += ["", "A bar is what a chapter needs; measures without one are recorded only.", ""]
+    reasons = dict.fromkeys(bar.why for bar in recipe.bars.values())  # several bars may share one
+    for why in reasons:
+        keys = [f"{key} {bar}" for key, bar in recipe.bars.items() if bar.why == why]
+        lines.append(f"- {'; '.join(keys)}: {why}")
     versions = ", ".join(f"{library} {version}" for library, version in metrics["versions"].items())
     lines += [
         "",
