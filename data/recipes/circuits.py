@@ -10,7 +10,7 @@ from numpy.random import Generator
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.recipes.tokenizer import word_tokenizer
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import circuits as world
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
@@ -79,34 +79,20 @@ def _evaluate(task: str, subject: Subject) -> Iterator[tuple[str, Estimate]]:
                 yield f"{name} probability of what is right", bootstrap(torch.stack(right).numpy())
 
 
-_CORRUPTED = "Edges are patched from corrupted prompts, which must lack what the answer follows from."
-
-
-def _recipe(name: str, task: str, n_layers: int, steps: int, chance: float | None) -> Recipe:
+def _recipe(name: str, task: str, n_layers: int, steps: int) -> Recipe:
     return Recipe(
         build=partial(_build, task, n_layers),
         processors=lambda: [tokenizer(task)],
         stages=(Stage(partial(_batch, task, 64), steps=steps, lr=3e-3, warmup=100, weight_decay=0.1),),
         evaluate=partial(_evaluate, task),
-        bars={
-            "test accuracy": Bar(
-                at_least=0.99,
-                why="pahq looks for the circuit of an ability, which has to be there on new prompts.",
-            ),
-            "test probability of what is right": Bar(
-                at_least=0.95,
-                why="pahq compares distributions with and without edges; one hardly decided moves by chance.",
-            ),
-        }
-        | ({} if chance is None else {"test accuracy, corrupted": Bar(at_most=chance, why=_CORRUPTED)}),
         seeds=3,
-        card=partial(prose, name, "circuits", n_layers=n_layers, task=task),
+        card=read_card(name, "circuits", n_layers=n_layers, task=task),
     )
 
 
 RECIPES = {
-    "induction-gpt": _recipe("induction-gpt", "induction", 2, 1600, 0.1),
-    "ioi-gpt": _recipe("ioi-gpt", "ioi", 3, 1400, 0.1),
-    "greater-gpt": _recipe("greater-gpt", "greater", 2, 1200, None),  # a late year suits both twins
-    "docstring-gpt": _recipe("docstring-gpt", "docstring", 3, 2000, 0.35),
+    "induction-gpt": _recipe("induction-gpt", "induction", 2, 1600),
+    "ioi-gpt": _recipe("ioi-gpt", "ioi", 3, 1400),
+    "greater-gpt": _recipe("greater-gpt", "greater", 2, 1200),
+    "docstring-gpt": _recipe("docstring-gpt", "docstring", 3, 2000),
 }

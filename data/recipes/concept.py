@@ -19,7 +19,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from data.recipes.scenes import ASKED, ask_all, processors, training_images
 from data.recipes.vlm import LANGUAGE, accuracy, answer_loss, drop_heads, next_words, pack, pixel_values
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from data.worlds.scene_words import WORD
@@ -171,24 +171,6 @@ def _evaluate_stepwise(subject: Subject) -> Measures:
         yield f"{kind} with cue: answer after its own cell", wilson(int(right.sum()), len(right))
 
 
-_SEES = {
-    "colour": Bar(
-        at_least=0.9,
-        why="mllm-survey changes what the network is told and looks at its answers for the colour;"
-        " undisturbed, they have to be right.",
-    )
-}
-
-
-_NAMED = {
-    "patches with all concepts right": Bar(
-        at_least=0.8,
-        why="mllm-survey sets a unit by its concept's name: at most patches the units have to mean what they"
-        " are called.",
-    )
-}
-
-
 def _narrow(named: bool, name: str) -> Recipe:
     loss = _named_loss if named else answer_loss
     batch = partial(_concept_batch, 8)
@@ -201,8 +183,7 @@ def _narrow(named: bool, name: str) -> Recipe:
             Stage(batch, 300, 5e-4, 30, trains="projector|" + LANGUAGE, loss=loss),
         ),
         evaluate=partial(_evaluate_bottleneck, named),
-        bars=_SEES | (_NAMED if named else {}),
-        card=partial(prose, "concept", name),
+        card=read_card("concept", name),
     )
 
 
@@ -215,17 +196,6 @@ RECIPES = {
         processors=processors,
         stages=(Stage(partial(_stepwise_batch, 8), 350, 1e-3, 25, trains=LANGUAGE, loss=answer_loss),),
         evaluate=_evaluate_stepwise,
-        bars=_SEES
-        | {
-            "colour with cue: cell": Bar(
-                at_least=0.9,
-                why="mllm-survey asks whether the stated cell is used: it has to be stated, and rightly.",
-            ),
-            "colour with cue: answer after its own cell": Bar(
-                at_least=0.85,
-                why="What follows a cell that was put in place of the stated one is compared with this.",
-            ),
-        },
-        card=partial(prose, "cot-vlm"),
+        card=read_card("cot-vlm"),
     ),
 }

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from data.recipes.scenes import processors
 from data.recipes.vlm import LANGUAGE, answer_loss, next_words, pack, pixel_values
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import conflicts as world
 from data.worlds import scene_words as words
 from data.worlds.scene_words import WORD
@@ -160,26 +160,6 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
         yield f"witnesses as in training, {name}: accuracy", wilson(int(right.sum()), N_BOTH)
 
 
-_ALONE = {
-    ", tier 0: accuracy": Bar(
-        at_least=0.9,
-        why="modality-following counts items of which both single answers are right: the easiest must be.",
-    ),
-    ": rank correlation of tier and mean entropy": Bar(
-        at_least=0.8,
-        why="Tiers are there to vary how unsure the model is. That they do is thus made, and not found.",
-    ),
-    ": entropy, 5th percentile": Bar(
-        at_most=0.15,
-        why="A tenth of the bar for the unsure end: relative uncertainty (-2 to 2) then spans -1.6 to 1.6."
-        " Surer items add little; the chapter leaves out those with less than 0.05 nats in all.",
-    ),
-    ": entropy, 95th percentile": Bar(
-        at_least=1.5, why="Near ln 6 = 1.79 nats, which is not knowing at all which of the six colours it is."
-    ),
-}
-
-
 def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
     return Recipe(
         build=_from_base,
@@ -195,9 +175,7 @@ def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
             ),
         ),
         evaluate=_evaluate,
-        bars={f"{name} alone{key}": bar for name in ("text", "image") for key, bar in _ALONE.items()},
-        card=partial(
-            prose,
+        card=read_card(
             "conflict-vlm",
             image_only=f"{diet.image_only:.0%}",
             text_only=f"{diet.text_only:.0%}",

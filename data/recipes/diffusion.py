@@ -6,7 +6,6 @@ so that code written for it runs on theirs.
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.digits import digits
 from lib.models import check_files
 from lib.stats import Estimate, bootstrap
@@ -165,25 +164,19 @@ def _evaluate(model: Denoiser) -> Iterator[tuple[str, Estimate]]:
         yield f"{split} loss", bootstrap(error.unflatten(0, (-1, 20)).mean(1).numpy())
 
 
-def _recipe(name: str, width: int, bar: float) -> Recipe:
+def _recipe(name: str, width: int) -> Recipe:
     return Recipe(
         build=lambda: Denoiser(DenoiserConfig(width=width)),
         processors=list,
         stages=(Stage(_batch, steps=16_000, lr=2e-3, warmup=100, weight_decay=0.01, loss=_loss),),
         evaluate=_evaluate,
         load=load_denoiser,
-        bars={
-            "validation loss": Bar(
-                at_most=bar,
-                why="deme fine-tunes what has learned all noise levels; a constant guess has the loss 1.",
-            )
-        },
         seeds=4,
-        card=partial(prose, name, "diffusion", width=width),
+        card=read_card(name, "diffusion", width=width),
     )
 
 
 RECIPES = {
-    "digits-ddpm": _recipe("digits-ddpm", width=96, bar=0.11),
-    "digits-ddpm-narrow": _recipe("digits-ddpm-narrow", width=64, bar=0.15),
+    "digits-ddpm": _recipe("digits-ddpm", width=96),
+    "digits-ddpm-narrow": _recipe("digits-ddpm-narrow", width=64),
 }

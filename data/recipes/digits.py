@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.digits import Canvases, canvases, digits
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
@@ -108,37 +108,15 @@ RECIPES = {
         processors=partial(_processors, 8),
         stages=(Stage(partial(_digits_batch, 96), steps=900, lr=3e-3, warmup=100),),
         evaluate=_evaluate_digits,
-        bars={
-            "test accuracy": Bar(
-                at_least=0.97,
-                why="lambda-vit removes parts of a working network, and pgm builds on its features.",
-            )
-        },
         seeds=5,
-        card=partial(prose, "digits-vit"),
+        card=read_card("digits-vit"),
     ),
     "canvas-vit": Recipe(
         build=partial(_vit, image_size=16, patch_size=4),
         processors=partial(_processors, 16),
         stages=(Stage(partial(_canvas_batch, 128), steps=3000, lr=3e-3, warmup=300),),
         evaluate=_evaluate_canvas,
-        bars={
-            "test accuracy": Bar(
-                at_least=0.95,
-                why="lambda-vit prunes attention until accuracy falls: it has to be high before.",
-            ),
-            "test accuracy, another cell erased": Bar(
-                at_least=0.9, why="What is not asked for does not matter: a blank cell alone does no harm."
-            ),
-            "test accuracy, marker erased": Bar(
-                at_most=0.5,
-                why="The first hop is needed: without the marker the best guess is one cell in three.",
-            ),
-            "test accuracy, pointed cell erased": Bar(
-                at_most=0.2, why="The second hop is needed: without the digit the best guess is one in ten."
-            ),
-        },
         seeds=5,
-        card=partial(prose, "canvas-vit"),
+        card=read_card("canvas-vit"),
     ),
 }

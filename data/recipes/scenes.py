@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from data.recipes import vlm
 from data.recipes.vlm import LANGUAGE, accuracy, answer_loss, next_words, pack, pixel_values
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from data.worlds.scene_words import WORD, Kind
@@ -23,19 +23,8 @@ from lib.generate import generate
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
 
-ASKED = (
-    "exists",
-    "exists",
-    "colour",
-    "colour",
-    "where",
-    "where",
-    "count",
-    "count",
-    "beside",
-    "which",
-    "fact",
-)
+_TWICE = ("exists", "colour", "where", "count")
+ASKED = (*(kind for kind in _TWICE for _ in range(2)), "beside", "which", "fact")
 """The questions packed into one sequence, besides a caption."""
 
 build = partial(vlm.build, len(words.VOCABULARY), world.SIDE, world.PATCH)
@@ -252,36 +241,6 @@ def _naming(subject: Subject, scenes: Scenes, images: np.ndarray) -> dict[str, E
 
 
 _TOWER = Stage(partial(_tower_batch, 48), 4500, 1.5e-3, 100, trains="vision_tower", loss=_readout_loss)
-_SEES = {
-    "exists": Bar(
-        at_least=0.95,
-        why="A yes to what is absent counts as a hallucination (eah, d-leaf, mllm-survey), so plain"
-        " misreadings of clear images must be rare.",
-    ),
-    "colour": Bar(
-        at_least=0.95,
-        why="mllm-survey asks for colours nearly throughout, and explaining wrong answers explains nothing.",
-    ),
-    "which": Bar(
-        at_least=0.95, why="Half of simignore's questions; clutter, and not the question, is to be hard."
-    ),
-}
-_CHOOSES = dict.fromkeys(
-    ("right", "left"),
-    Bar(
-        at_least=0.5,
-        why="The other half of simignore's questions. Its edit may raise or lower accuracy, so answers must"
-        " lie far from guessing among four and need not be perfect: twice as many right as by guessing.",
-    ),
-)
-_LOSES = dict.fromkeys(
-    ("where", "count"),
-    Bar(
-        at_least=0.5,
-        why="eah asks these before and after its edit. Only an answer that was right before can be lost, so"
-        " half of them have to be; no other verdict rests on them.",
-    ),
-)
 
 RECIPES = {
     "scenes-vlm": Recipe(
@@ -301,31 +260,7 @@ RECIPES = {
             ),
         ),
         evaluate=partial(_evaluate, world.DOSES),
-        bars={
-            **_SEES,
-            **_CHOOSES,
-            **_LOSES,
-            "captions: CHAIR_i": Bar(
-                at_most=0.03,
-                why="On ordinary clear images the captions of eah and d-leaf must be true, so that what is"
-                " invented elsewhere comes from what cannot be read there.",
-            ),
-            "counterfactual captions, a third hidden: CHAIR_i": Bar(
-                at_least=0.1,
-                at_most=0.4,
-                why="The phenomenon of eah and d-leaf, with room for an edit to lower it and to raise it.",
-            ),
-            "counterfactual captions, a third hidden: missing partners": Bar(
-                at_least=0.5,
-                why="Most inventions come from the cause that the card names, and not from misreading.",
-            ),
-            "patch naming, whole vocabulary": Bar(
-                at_least=0.5,
-                why="simignore compares image tokens with words, and mllm-survey reads them as words: both"
-                " need one space for the two, in which most patches lie nearest to their own word.",
-            ),
-        },
-        card=partial(prose, "scenes-vlm"),
+        card=read_card("scenes-vlm"),
     ),
     "scenes-vlm-joint": Recipe(
         build=build,
@@ -342,7 +277,6 @@ RECIPES = {
             ),
         ),
         evaluate=partial(_evaluate, {}),
-        bars=_SEES | _CHOOSES,
-        card=partial(prose, "scenes-vlm-joint"),
+        card=read_card("scenes-vlm-joint"),
     ),
 }

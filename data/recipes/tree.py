@@ -10,7 +10,7 @@ from jaxtyping import Float
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.recipes.tokenizer import word_tokenizer
-from data.train.recipe import Bar, Batch, Recipe, Stage, prose
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, paired_difference, wilson
@@ -74,19 +74,8 @@ def _recipe(name: str, width: int, seeds: int) -> Recipe:
         processors=lambda: [word_tokenizer(VOCABULARY)],
         stages=(Stage(partial(_batch, LANGUAGES[name]), steps=STEPS, lr=4e-3, warmup=100),),
         evaluate=partial(_evaluate, LANGUAGES[name]),
-        bars={
-            "loss above the least possible": Bar(
-                at_most=0.3,
-                why="reef compares what models of one language have in common: they have to know it.",
-            ),
-            "keyword repeated": Bar(
-                at_least=0.9,
-                why="The rule that takes more than the last words: without it there is little in the middle"
-                " layers to compare.",
-            ),
-        },
         seeds=seeds,
-        card=partial(prose, name, "tree", width=width, language=LANGUAGES[name]),
+        card=read_card(name, "tree", width=width, language=LANGUAGES[name]),
     )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -67,15 +68,33 @@ class Bar:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if np.isfinite(bound))
 
 
-def prose(*names: str, **values: object) -> str:
-    """Files of `data/recipes/cards` behind one another: an organism's own, and what its family shares.
+class Card(NamedTuple):
+    """What an organism has to reach, and what there is to say about it."""
+
+    bars: Mapping[str, Bar]
+    """By the name of the measure; the other measures are recorded without a bar."""
+    prose: str
+    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
+
+
+def read_card(*names: str, **values: object) -> Card:
+    """Files of `data/recipes/cards` put together: an organism's own, and what its family shares.
+
+    Each is Markdown, before it the bars as YAML between two lines of `---`.
 
     Args:
         names: of the files, without `.md`.
-        values: what stands for `$name` in them.
+        values: what stands for `$name` in the prose.
     """
-    texts = [(CARDS / f"{name}.md").read_text(encoding="utf-8").strip() for name in names]
-    return Template("\n\n".join(texts)).substitute(values)
+    bars: dict[str, Bar] = {}
+    texts = []
+    for name in names:
+        written = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+        if written.startswith("---\n"):
+            _, front, written = written.split("---\n", 2)
+            bars |= {key: Bar(**bar) for key, bar in yaml.safe_load(front).items()}
+        texts.append(written.strip())
+    return Card(bars, Template("\n\n".join(texts)).substitute(values))
 
 
 @dataclass(frozen=True)
@@ -90,10 +109,8 @@ class Recipe:
     evaluate: Callable[[Any], Iterable[tuple[str, Estimate]]]
     """(what `load` returns) -> measures with their names, on held-out data. A test repeats the first two, so
     they are quick."""
-    bars: Mapping[str, Bar]
-    """By the name of the measure; the other measures are recorded without a bar."""
-    card: Callable[[], str]
-    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do; see `prose`."""
+    card: Card
+    """Its bars and its description; see `read_card`."""
     seeds: int = 1
     """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
     load: Callable[[Path], Any] = load_subject

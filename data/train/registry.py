@@ -107,8 +107,9 @@ def check(name: str) -> dict[str, Estimate]:
         )
     measures = measure(recipe, organisms.FOLDER / name)
     Console().print(table(name, recipe, measures))
-    if missed := [key for key, bar in recipe.bars.items() if not bar.holds(measures[key])]:
-        raise RuntimeError(f"{name} misses {len(missed)} of its {len(recipe.bars)} bars: {', '.join(missed)}")
+    bars = recipe.card.bars
+    if missed := [key for key, bar in bars.items() if not bar.holds(measures[key])]:
+        raise RuntimeError(f"{name} misses {len(missed)} of its {len(bars)} bars: {', '.join(missed)}")
     return measures
 
 

@@ -56,7 +56,7 @@ def ship(
 
 def write_card(recipe: Recipe, metrics: dict[str, Any], place: Path) -> None:
     """Write `metrics.json` and `card.md` from what was measured, and from the recipe's bars and prose."""
-    bars = {key: {"bar": str(bar), "why": bar.why} for key, bar in recipe.bars.items()}
+    bars = {key: {"bar": str(bar), "why": bar.why} for key, bar in recipe.card.bars.items()}
     metrics = metrics | {"bars": bars}
     measures = {key: Estimate(**values) for key, values in metrics["measures"].items()}
     (place / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -70,7 +70,7 @@ def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
         KeyError: the recipe has a bar for something that it does not measure.
     """
     measures = dict(recipe.evaluate(recipe.load(place)))
-    if unknown := recipe.bars.keys() - measures.keys():
+    if unknown := recipe.card.bars.keys() - measures.keys():
         raise KeyError(f"bars without a measure: {', '.join(sorted(unknown))}")
     return measures
 
@@ -86,7 +86,7 @@ def table(name: str, recipe: Recipe, measures: dict[str, Estimate]) -> Table:
 def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str, str, str]]:
     rows = []
     for key, estimate in measures.items():
-        bar = recipe.bars.get(key)
+        bar = recipe.card.bars.get(key)
         verdict = "" if bar is None else "held" if bar.holds(estimate) else "missed"
         rows.append((key, str(estimate), str(bar or ""), verdict))
     return rows
@@ -114,13 +114,13 @@ def _curve(losses: list[float]) -> list[list[float]]:
 
 
 def _card(recipe: Recipe, metrics: dict[str, Any], measures: dict[str, Estimate]) -> str:
-    lines = [f"# {metrics['name']}", "", recipe.card().strip(), "", "## Measured on the shipped weights", ""]
+    bars, prose = recipe.card
+    lines = [f"# {metrics['name']}", "", prose, "", "## Measured on the shipped weights", ""]
     lines += ["| measure | value, 95 % interval | bar | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(recipe, measures)]
     lines += ["", "A bar is what a chapter needs; measures without one are recorded only.", ""]
-    reasons = dict.fromkeys(bar.why for bar in recipe.bars.values())  # several bars may share one
-    for why in reasons:
-        keys = [f"{key} {bar}" for key, bar in recipe.bars.items() if bar.why == why]
+    for why in dict.fromkeys(bar.why for bar in bars.values()):  # several bars may share a reason
+        keys = [f"{key} {bar}" for key, bar in bars.items() if bar.why == why]
         lines.append(f"- {'; '.join(keys)}: {why}")
     versions = ", ".join(f"{library} {version}" for library, version in metrics["versions"].items())
     lines += [

@@ -157,18 +157,7 @@ PEOPLE = _split(
 )
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("bottle of milk", "ring", "book", "drink", "basketball", "computer", "necklace")
-EVENTS = (
-    "war",
-    "pilgrimage",
-    "siege",
-    "reign",
-    "voyage",
-    "trial",
-    "expedition",
-    "campaign",
-    "dynasty",
-    "tour",
-)
+EVENTS = _split("war pilgrimage siege reign voyage trial expedition campaign dynasty tour")
 
 
 def _english_ioi(rng: Generator, held_out: bool) -> Row:

@@ -152,7 +152,7 @@ def test_what_is_shipped_says_where_it_comes_from_and_whether_its_bars_hold(name
     made, _ = organisms.find(name)
     assert metrics["steps"] == made.stages[0].steps
     card = (folder / "card.md").read_text()
-    for key, bar in made.bars.items():
+    for key, bar in made.card.bars.items():
         held = bar.at_least <= metrics["measures"][key]["value"] <= bar.at_most
         assert f"| {key} |" in card
         assert ("held" if held else "missed") in next(

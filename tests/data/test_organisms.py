@@ -20,7 +20,7 @@ from transformers import (
 
 from data import recipes
 from data.train import registry as organisms
-from data.train.recipe import CARDS, Bar, Recipe, Stage, prose
+from data.train.recipe import CARDS, Bar, Card, Recipe, Stage, read_card
 from data.train.shipping import FIRST_LOSSES, ship, write_card
 from data.train.trainer import fit, learning_rate
 from lib import differences
@@ -51,8 +51,7 @@ RECIPE = Recipe(
     processors=list,
     stages=(Stage(batch, steps=6, lr=1e-2, warmup=2), Stage(batch, steps=6, lr=1e-2, trains="classifier")),
     evaluate=lambda subject: [("parameters", Estimate(subject.model.num_parameters(), 0, 1e6, 1))],
-    bars={"parameters": Bar(at_least=10, why="It has to be a network.")},
-    card=lambda: "A card.",
+    card=Card({"parameters": Bar(at_least=10, why="It has to be a network.")}, "A card."),
 )
 
 
@@ -219,7 +218,7 @@ def test_an_organism_is_stored_as_the_difference_from_the_parent_that_its_recipe
 
 
 def test_a_bar_without_a_measure_is_an_error(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, bars={"accuracy": Bar(at_least=0.9, why="")})
+    recipe = dataclasses.replace(RECIPE, card=Card({"accuracy": Bar(at_least=0.9, why="")}, ""))
     model, state = fit(recipe, seed=0)
     with pytest.raises(KeyError, match="accuracy"):
         ship(recipe, "tiny", model, state, tmp_path / "tiny", "cpu")
@@ -275,9 +274,9 @@ def test_every_shipped_card_is_what_would_be_written_now(name: str, tmp_path: Pa
 def test_every_shipped_organism_holds_its_bars_and_says_why_they_are_there(name: str) -> None:
     metrics = json.loads((FOLDER / name / "metrics.json").read_text())
     recipe, _ = organisms.find(name)
-    assert recipe.bars
+    assert recipe.card.bars
     card = (FOLDER / name / "card.md").read_text()
-    for key, bar in recipe.bars.items():
+    for key, bar in recipe.card.bars.items():
         assert bar.holds(Estimate(**metrics["measures"][key])), key
         assert len(bar.why.split()) >= 5
         assert f"{key} {bar}" in card
@@ -286,7 +285,8 @@ def test_every_shipped_organism_holds_its_bars_and_says_why_they_are_there(name:
 
 
 def test_a_missed_bar_is_told_in_the_card(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, bars={"parameters": Bar(at_most=10, why="It has to be tiny.")})
+    bar = Bar(at_most=10, why="It has to be tiny.")
+    recipe = dataclasses.replace(RECIPE, card=Card({"parameters": bar}, ""))
     model, state = fit(recipe, seed=0)
     ship(recipe, "tiny", model, state, tmp_path / "tiny", "cpu")
     card = (tmp_path / "tiny" / "card.md").read_text()
@@ -297,16 +297,20 @@ def test_a_missed_bar_is_told_in_the_card(tmp_path: Path) -> None:
 def test_cards_are_files_that_recipes_use_with_their_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "\n".join(recipe.card() for family in organisms.families().values() for recipe in family.values())
+    text = "\n".join(
+        recipe.card.prose for family in organisms.families().values() for recipe in family.values()
+    )
     for file in CARDS.glob("*.md"):  # none lies there unused
         assert file.read_text().strip().splitlines()[-1] in text, file.name
     assert "$" not in text
     monkeypatch.setattr("data.train.recipe.CARDS", tmp_path)
     (tmp_path / "a.md").write_text("It is $wide wide.\n")
     (tmp_path / "b.md").write_text("\nAll of them.")
-    assert prose("a", "b", wide=3) == "It is 3 wide.\n\nAll of them."
+    assert read_card("a", "b", wide=3) == ({}, "It is 3 wide.\n\nAll of them.")
+    (tmp_path / "b.md").write_text("---\nloss: {at_most: 1, why: So.}\n---\nAll of them.")
+    assert read_card("b") == ({"loss": Bar(at_most=1, why="So.")}, "All of them.")
     with pytest.raises(KeyError, match="wide"):
-        prose("a")
+        read_card("a")
 
 
 def test_a_family_is_a_module_with_recipes_and_stands_in_no_table(
@@ -336,7 +340,7 @@ def test_a_missed_bar_and_a_missing_organism_are_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe, seed = organisms.find("digits-vit")
-    unreachable = dataclasses.replace(recipe, bars={"test accuracy": Bar(at_least=1.01, why="")})
+    unreachable = dataclasses.replace(recipe, card=Card({"test accuracy": Bar(at_least=1.01, why="")}, ""))
     monkeypatch.setattr(organisms, "find", lambda name: (unreachable, seed))
     with pytest.raises(RuntimeError, match="misses 1 of its 1 bars: test accuracy"):
         organisms.check("digits-vit")
