@@ -1,4 +1,4 @@
-"""The scenes organism: many questions packed into one sequence are the same as each asked alone."""
+"""What LLaVA recipes share: many questions packed into one sequence are the same as each asked alone."""
 
 import families
 import numpy as np
