@@ -41,8 +41,6 @@ class Stage:
     """Highest learning rate: reached after `warmup` steps, then a cosine down to 0."""
     warmup: int = 60
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
     trains: str = ""
     """Regular expression: only parameters in whose names it is found are trained."""
     loss: Callable[[Any, Batch], Tensor] = model_loss
@@ -115,7 +113,5 @@ class Recipe:
     """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
     load: Callable[[Path], Any] = load_subject
     """Reads the folder; a class that is not of transformers brings its own."""
-    half: bool = True
-    """Ship the weights in float16 (the bars are measured on what is shipped)."""
     parent: str | None = None
     """The organism from whose weights `build` starts: shipped is the difference (`lib.differences`)."""

@@ -94,8 +94,9 @@ def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str,
 
 def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     shipped: Any = deepcopy(model)  # knows which weights are tied
-    half = recipe.half and not recipe.parent  # a difference is taken before anything is rounded
-    shipped.to("cpu", torch.float16 if half else torch.float32).save_pretrained(folder)
+    # Half the size; the bars are measured on these. But a difference is taken before anything is rounded.
+    stored = torch.float32 if recipe.parent else torch.float16
+    shipped.to("cpu", stored).save_pretrained(folder)
     if recipe.parent:
         differences.split(folder, organisms.FOLDER / recipe.parent)
     shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored

@@ -18,6 +18,11 @@ from transformers import PreTrainedModel
 
 from data.train.recipe import Recipe, Stage
 
+BETAS = (0.9, 0.98)
+"""Of AdamW: squares of gradients are averaged over some fifty steps, as runs have hundreds or thousands."""
+CLIP = 1.0
+"""Largest norm of a gradient."""
+
 
 @dataclass
 class State:
@@ -128,7 +133,7 @@ def _optimizer(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": stage.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.lr, betas=stage.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.lr, betas=BETAS)
 
 
 def _step(
@@ -151,7 +156,7 @@ def _step(
         raise RuntimeError(f"the loss is {loss.item()} in stage {key[1] + 1} at step {step}: try a lower lr")
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     return loss.item()
 
