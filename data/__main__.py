@@ -33,7 +33,7 @@ def train(name: str | None, device: str, resume: bool, check: bool) -> None:
 
     A run that was stopped goes on from its last checkpoint.
     """
-    from data.train import registry
+    from data import registry
 
     if name is None:
         for family, recipes in registry.families().items():
@@ -48,7 +48,7 @@ def train(name: str | None, device: str, resume: bool, check: bool) -> None:
 @main.command()
 def cards() -> None:
     """Write cards and bars of the shipped organisms anew, after a change of a recipe's bars or prose."""
-    from data.train import registry
+    from data import registry
 
     changed = registry.rewrite_cards()
     click.echo(f"changed: {', '.join(changed)}" if changed else "every card is up to date")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from data import registry as organisms
 from data.recipes import conflict as recipe
 from data.recipes import scenes, vlm
-from data.train import registry as organisms
 from data.worlds import conflicts as world
 from data.worlds import scene_words as words
 from data.worlds.scene_words import EOS, WORD

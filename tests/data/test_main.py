@@ -6,8 +6,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from data import registry
 from data.__main__ import main
-from data.train import registry
 from lib import ROOT
 
 

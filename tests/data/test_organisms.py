@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from data import recipes
-from data.train import registry as organisms
+from data import registry as organisms
 from data.train.recipe import CARDS, Bar, Card, Recipe, Stage, read_card
 from data.train.shipping import FIRST_LOSSES, ship, write_card
 from data.train.trainer import fit, learning_rate
