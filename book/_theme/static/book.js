@@ -40,6 +40,7 @@ const markScrollers = () => {
 markScrollers();
 addEventListener("load", markScrollers);
 addEventListener("resize", markScrollers);
+document.addEventListener("toggle", markScrollers, true);  // something folded was opened
 
 // Copy buttons.
 if (navigator.clipboard) {
