@@ -15,9 +15,9 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from data.recipes.scenes import RECIPES
+from data.recipes.tokenizer import word_tokenizer
 from lib.hooks import capture
 from lib.models import Subject, images_only, load
 
@@ -47,18 +47,12 @@ CHAT = (
 
 def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> hf.PreTrainedTokenizerFast:
     """One word a token."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), behavior="removed")
-    ends = " </s>" if encoder else ""
-    words.post_processor = processors.TemplateProcessing(
-        single=f"<s> $A{ends}", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    return word_tokenizer(
+        VOCABULARY,
+        bos="<s>",
+        eos="</s>",
+        ends=encoder,
+        padding_side="right",
         model_max_length=64,
         chat_template=CHAT if chat else None,
         additional_special_tokens=IMAGE_TOKENS,
