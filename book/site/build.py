@@ -14,7 +14,7 @@ import nbformat
 import yaml
 
 from book.run.batch import run
-from book.run.cache import MARKER
+from book.run.cache import MARKER, mark
 from book.run.report import BAD, Report, Result
 from lib import ROOT, chapters
 
@@ -103,6 +103,7 @@ def render(source: Path, out: Path) -> Path:
     command += ["--path-output", str(source), "-W", "--keep-going", "--all"]
     with (source / "build.log").open("wb") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    mark(source)  # `clean` removes what is listed
     log = re.sub(r"\x1b\[[0-9;]*m", "", (source / "build.log").read_text(encoding="utf-8", errors="replace"))
     html = source / "_build" / "html"
     # Jupyter Book's exit status is not enough: it can be 0 although a page is missing.
@@ -117,8 +118,7 @@ def render(source: Path, out: Path) -> Path:
             + "\n  ".join(problems or log.splitlines()[-20:])
             + f"\nthe whole log: {source / 'build.log'}"
         )
-    written = sorted(str(path.relative_to(html)) for path in html.rglob("*") if path.is_file())
-    (html / MARKER).write_text("\n".join(written), encoding="utf-8")
+    mark(html)
     partial = out.with_name(f".{out.name}-{uuid4().hex}")
     shutil.copytree(html, partial)
     check_replaceable(out)
