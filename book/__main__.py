@@ -170,8 +170,9 @@ def _wrapped(text: str, width: int) -> str:
 def clean() -> None:
     """Remove from _build what runs and builds have written (the cache too), and nothing else."""
     from book.run.cache import clean
+    from book.site.replace import MARKER
 
-    if left := clean(ROOT / "_build"):
+    if left := clean(ROOT / "_build", MARKER):
         click.echo(f"left in {ROOT / '_build'}, because it is not ours: {', '.join(left[:10])}", err=True)
 
 

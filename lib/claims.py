@@ -249,46 +249,9 @@ def _record(
     return record
 
 
-# Needs no style sheet, suits light and dark pages; a site may set the colours --wp-holds, --wp-fails, ...
-# Below the numbers a strip: the claimed side is shaded, this run's interval lies above the control's.
-_ROW = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<div class="wp-claim" id="claim-{{ record.id | replace('.', '-') }}"
-     style="border: 1px solid rgba(128,128,128,.4); border-left: .3em solid {{ colour }}; border-radius: .4em;
-            padding: .7em 1em; margin: 1em 0; line-height: 1.45">
-  <div>
-    <span class="wp-verdict {{ css }}"
-          style="background: {{ colour }}; color: #fff; border-radius: 1em; padding: .15em .7em;
-                 margin-right: .5em; font-weight: 600; font-size: .85em; white-space: nowrap">
-      {{- sign }} {{ record.verdict -}}
-    </span>
-    <strong>{{ record.text }}</strong>
-  </div>
-  <div style="display: flex; flex-wrap: wrap; gap: .4em 1.6em; margin-top: .6em">
-  {% for label, value, explanation in record.facts() %}
-    <div style="flex: 1 1 11em">
-      <div style="font-size: .8em">{{ label }}</div>
-      <div style="font-weight: 600">{{ value }}</div>
-      <div style="font-size: .85em">{{ explanation }}</div>
-    </div>
-  {% endfor %}
-  </div>
-  {% if dots %}
-  <div aria-hidden="true" style="position: relative; height: {{ dots | length }}em; margin-top: .6em">
-    <span style="position: absolute; {{ side }}; top: 0; bottom: 0; background: rgba(128,128,128,.2)"></span>
-    {% for fill, low, value, high in dots %}
-    {% set middle = (100 * (loop.index - 0.5) / loop.length) | string + "%" %}
-    <span style="position: absolute; left: {{ low }}%; right: {{ 100 - high }}%; height: 2px;
-                 top: calc({{ middle }} - 1px); background: {{ fill }}"></span>
-    <span style="position: absolute; left: calc({{ value }}% - 4px); top: calc({{ middle }} - 4px);
-                 width: 8px; height: 8px; border-radius: 50%; background: {{ fill }}"></span>
-    {% endfor %}
-  </div>
-  {% endif %}
-  <div style="font-size: .9em; margin-top: .5em">
-    {{- record.reason[:1] | upper }}{{ record.reason[1:].rstrip('.') }}. {{ record.note }}
-    {%- if dots %} <span style="white-space: nowrap">(Shaded: the claimed side.)</span>{% endif -%}
-  </div>
-</div>""")
+_ROW = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    Path(__file__).with_name("claim.html").read_text(encoding="utf-8")
+)
 
 
 def _html(record: ClaimRecord) -> str:

@@ -26,6 +26,12 @@ class Estimate:
     n: int
     confidence: float = 0.95
 
+    def __post_init__(self) -> None:
+        """Turn NumPy's numbers into Python's, which JSON can hold."""
+        for name in ("value", "low", "high", "confidence"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "n", int(self.n))
+
     def __str__(self) -> str:
         """With the digits that the interval's width justifies, as in `0.97 [0.95, 0.98]`."""
         half_width = (self.high - self.low) / 2

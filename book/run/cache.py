@@ -20,7 +20,7 @@ from book.run.key import digest, digest_path
 from lib import chapters
 
 MARKER = ".worked-papers"
-"""A file of this name marks a folder as written by the runner or the build."""
+"""A file of this name marks a folder as written by the runner."""
 OWNER = "Written by the runner, which replaces its own files here.\n"
 SUITE = "chapters, preset "
 """How the name of the suite in `junit.xml` begins."""
@@ -140,20 +140,17 @@ def write(path: Path | UPath, content: bytes) -> None:
         raise OSError(error.errno, f"cannot write {path}: {reason}; make room, or choose --out") from None
 
 
-def mark(folder: Path) -> None:
-    """List in a folder's marker the files that are in it now, to tell them from what others may add."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    write(folder / MARKER, "\n".join(files).encode())
+def clean(build: Path, site_marker: str) -> list[str]:
+    """Remove from the folder `_build` what runs and builds have written; the files that are left.
 
-
-def clean(build: Path) -> list[str]:
-    """Remove from the folder `_build` what runs and builds have written; the files that are left."""
+    A build lists its files in a file `site_marker` of its folder.
+    """
     ours = [path for path in build.glob("cache/*.ipynb") if re.fullmatch("[0-9a-f]{64}", path.stem)]
     runs = [path for pattern in ("*", "failed/*") for path in build.glob(f"runs/*/{pattern}")]
     ours += [path for path in runs if path.is_file() and not is_foreign(path)]
-    for folder in (build / "html", build / "stage"):
-        listed = (_content(folder / MARKER) or b"").decode().splitlines()
-        ours += [folder / name for name in [*listed, MARKER] if (folder / name).is_file()]
+    for marker in build.glob(f"*/{site_marker}"):
+        listed = (marker.parent / name for name in marker.read_text(encoding="utf-8").splitlines())
+        ours += [marker, *(path for path in listed if path.is_file())]
     for path in ours:
         path.unlink(missing_ok=True)
     for path in sorted(build.rglob("*"), reverse=True):

@@ -48,17 +48,8 @@ class FillFigures(SphinxTransform):
                 picture["alt"] = alt
                 figure.insert(0, picture)
                 break
-            self.enliven(figure, container.parent)
             container.parent.children = [container]
             self.document.note_explicit_target(figure)
-
-    @staticmethod
-    def enliven(figure: nodes.figure, bundle: nodes.Element) -> None:
-        """Show the output's HTML, where it has any; the picture is for browsers without scripts."""
-        for html in bundle.findall(nodes.raw):
-            without = nodes.raw("", "<noscript>", format="html"), nodes.raw("", "</noscript>", format="html")
-            figure.insert(0, without[0])
-            figure.insert(2, [without[1], html.deepcopy()])
 
 
 def number_by_page(app: Sphinx, env: BuildEnvironment) -> list[str]:

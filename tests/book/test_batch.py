@@ -20,7 +20,7 @@ import pytest
 from small_book import PARAMETERS, build, chapter, code, write
 
 from book.run import batch, cache, execute
-from book.run.cache import MARKER, clean, mark
+from book.run.cache import MARKER, clean
 from book.run.redact import redact
 
 SECRET = "hf_AbCdEf0123456789"
@@ -479,7 +479,7 @@ def test_no_folder_is_written_to_that_holds_something_else(small):
     before = {path.name: path.read_bytes() for path in (small / "notebooks").iterdir()}
     with pytest.raises(ValueError, match="holds files that the runner has not written"):
         run(small, out=small / "notebooks")
-    mark(small / "notebooks")  # as the build marks its own folders: not the runner's
+    (small / "notebooks" / MARKER).write_text("somebody else's")
     with pytest.raises(ValueError, match="holds files that the runner has not written"):
         run(small, out=small / "notebooks")
     (small / "notebooks" / MARKER).unlink()
@@ -513,14 +513,14 @@ def test_clean_removes_what_we_made_and_nothing_else(small):
         "runs/other/b.ipynb",
     ]
     edit(build, "html/index.html", "built")
-    mark(build / "html")
+    edit(build, "html/.site", "index.html")
     for name in mine:
         edit(build, name, nbformat.writes(chapter("1")))
-    assert clean(build) == sorted(mine)
+    assert clean(build, ".site") == sorted(mine)
     assert sorted(str(p.relative_to(build)) for p in build.rglob("*") if p.is_file()) == sorted(mine)
     for name in mine:
         (build / name).unlink()
-    assert clean(build) == []
+    assert clean(build, ".site") == []
 
 
 # Stopped, and several at once

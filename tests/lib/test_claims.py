@@ -5,7 +5,9 @@ from html.parser import HTMLParser
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +109,17 @@ def test_outside_a_notebook_the_row_is_printed(capsys):
         assert part in printed
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.array, torch.tensor])
+def test_numbers_of_numpy_and_torch_give_the_same_record_as_pythons(number, capsys):
+    measured = [
+        Estimate(kind(25), kind(15), kind(35), count(9)) for kind, count in ((float, int), (number, np.int64))
+    ]
+    expected, found = (claim("some-paper.1", e, control=Estimate(e.value - 25, -2, 2, e.n)) for e in measured)
+    assert found == expected
+    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
+    assert str(found) == str(expected)
+
+
 def test_what_cannot_be_tested_takes_its_reason_from_the_call_or_from_the_papers_facts(capsys):
     assert not_testable("some-paper.3").reason == "Needs a cluster."
     assert not_testable("some-paper.1", "The model is too small.").reason == "The model is too small."
@@ -163,7 +176,7 @@ class Tags(HTMLParser):
 def execute(folder, *cells):
     """Run the cells in a kernel whose papers are those of the test; returns the saved notebook's path."""
     header = f"import pathlib; from lib import papers; papers.FOLDER = pathlib.Path({str(folder)!r})"
-    header += "; from lib import Estimate, claim, not_testable"
+    header += "; from lib.claims import claim, not_testable; from lib.stats import Estimate"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (header, *cells)])
     nbclient.NotebookClient(book, timeout=120).execute()
     nbformat.write(book, folder / "book.ipynb")
