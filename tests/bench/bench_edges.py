@@ -16,7 +16,7 @@ from timing import in_turn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.worlds.circuits import prompts
-from lib.edges import Circuit, Patcher, acdc, edge_effects
+from lib.edges import Circuit, Patcher, acdc
 from lib.models import Subject, load
 
 SHAPES = [(3, 4, 64, 32, 18), (4, 8, 128, 16, 32), (3, 12, 768, 4, 16)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from lib.edges import Graph, Node, Patcher, acdc, edge_effects, full_precision
+from lib.edges import Graph, Node, Patcher, acdc, full_precision
 from lib.hooks import capture, edit
 from lib.models import Subject
 
