@@ -23,8 +23,8 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from itertools import islice, takewhile
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ Metric = Callable[[Float[Tensor, "variant batch *n vocab"]], Float[Tensor, " var
 """What a circuit is judged by: smaller is better."""
 
 
+Kind = Literal["embed", "head", "mlp", "q", "k", "v", "logits"]
+
+
 @dataclass(frozen=True)
 class Node:
     """What sends into the residual stream, or reads it.
@@ -56,17 +59,15 @@ class Node:
         head: which head; for "k" and "v", which key-value head. -1 where there is none.
     """
 
-    kind: Literal["embed", "head", "mlp", "q", "k", "v", "logits"]
+    kind: Kind
     layer: int
     head: int = -1
 
     def __str__(self) -> str:
         """As figures name it: "embed", "a1.h2", "a1.h2.q", "m0", "logits"."""
-        if self.kind in ("embed", "logits"):
-            return self.kind
-        if self.kind == "mlp":
-            return f"m{self.layer}"
-        return f"a{self.layer}.h{self.head}" + (f".{self.kind}" if self.kind != "head" else "")
+        whole = {"embed": "embed", "logits": "logits", "mlp": f"m{self.layer}"}
+        head = f"a{self.layer}.h{self.head}"
+        return whole.get(self.kind, head if self.kind == "head" else f"{head}.{self.kind}")
 
 
 @dataclass(frozen=True)
@@ -94,40 +95,35 @@ class Graph:
         Raises:
             LookupError: what its heads add to the residual stream cannot be told apart.
         """
-        layout, n_heads = subject.layout, subject.n_heads
-        reasons = [
-            (subject.tower_name != "text" or not subject.model.can_generate(), "it is no decoder"),
-            (
-                layout.family.attn_out,
-                "it normalises the sum of its heads' outputs, so that they do not add up",
-            ),
-        ]
+        layout, n_heads, n_kv = subject.layout, subject.n_heads, subject.n_kv_heads
+        name = f"no graph of edges of {type(subject.model).__name__}: "
+        if subject.tower_name != "text" or not subject.model.can_generate():
+            raise LookupError(name + "it is no decoder")
+        if layout.family.attn_out:
+            raise LookupError(
+                name + "it normalises the sum of its heads' outputs, so that they do not add up"
+            )
         for site in ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post"):
-            reasons.append((site in layout.withheld, f"{site}: {layout.withheld.get(site)}"))
-        for holds, reason in reasons:
-            if holds:
-                raise LookupError(f"no graph of edges of {type(subject.model).__name__}: {reason}")
+            layout.layers(site, None)  # refuses what this model does not have
+        parallel = "resid_mid" in layout.withheld
         senders, receivers, outputs = [Node("embed", -1)], [], []
+        # A half of a layer takes one tick: what has been sent by then is what a receiver can read.
+        sent_at, read_at = [0], []
         for layer in range(subject.n_layers):
             first = len(senders)
             senders += [Node("head", layer, head) for head in range(n_heads)] + [Node("mlp", layer)]
-            for kind, n in (("q", n_heads), ("k", subject.n_kv_heads), ("v", subject.n_kv_heads)):
+            sent_at += [2 * layer + 1] * n_heads + [2 * layer + 2]
+            kinds: tuple[tuple[Kind, int], ...] = (("q", n_heads), ("k", n_kv), ("v", n_kv))
+            for kind, n in kinds:
                 receivers += [Node(kind, layer, head) for head in range(n)]
                 outputs += [slice(first + h * n_heads // n, first + (h + 1) * n_heads // n) for h in range(n)]
             receivers.append(Node("mlp", layer))
             outputs.append(slice(first + n_heads, first + n_heads + 1))
+            read_at += [2 * layer] * (n_heads + 2 * n_kv) + [2 * layer + (not parallel)]
         receivers.append(Node("logits", subject.n_layers))
-        outputs.append(slice(0))
-        parallel = "resid_mid" in layout.withheld
-        exists = [
-            [
-                s.layer < r.layer
-                or (s.layer == r.layer and s.kind == "head" and r.kind == "mlp" and not parallel)
-                for s in senders
-            ]
-            for r in receivers
-        ]
-        return Graph(tuple(senders), tuple(receivers), torch.tensor(exists), tuple(outputs))
+        read_at.append(2 * subject.n_layers)
+        exists = torch.tensor(read_at)[:, None] >= torch.tensor(sent_at)
+        return Graph(tuple(senders), tuple(receivers), exists, (*outputs, slice(0)))
 
     @property
     def n_edges(self) -> int:
@@ -149,11 +145,9 @@ class Graph:
         kinds = ["embed", "q", "k", "v", "head", "mlp", "logits"]
 
         def latest_first(nodes: Sequence[Node]) -> list[int]:
-            draw = torch.rand(len(nodes), generator=generator).tolist() if generator else []
-            keys = [
-                (node.layer, kinds.index(node.kind), draw[i] if draw else node.head)
-                for i, node in enumerate(nodes)
-            ]
+            heads = [float(node.head) for node in nodes]
+            heads = torch.rand(len(nodes), generator=generator).tolist() if generator else heads
+            keys = [(node.layer, kinds.index(node.kind), heads[i]) for i, node in enumerate(nodes)]
             return sorted(range(len(nodes)), key=keys.__getitem__, reverse=True)
 
         receivers = latest_first(self.receivers)
@@ -166,8 +160,8 @@ Linear = Callable[..., Float[Tensor, "*head row d_out"]]
 It must treat each row of `x` by itself: which rows come together depends on what is cached. It is called as
 `linear(x, weight, bias, kind=..., layer=..., heads=..., precise=...)` with
 
-- x (*head row d_in): for "q", "k", "v" and "o" its first axis runs over some heads (for "k" and "v", key-value
-  heads); for "mlp" and "unembed" there is no such axis;
+- x (*head row d_in): for "q", "k", "v" and "o" its first axis runs over some heads (for "k" and "v",
+  key-value heads); for "mlp" and "unembed" there is no such axis;
 - weight (*all_heads d_out d_in) and bias (*all_heads d_out), or None where there is none ("o" has none: the
   model's is added in full precision): views of the model's own at every call;
 - kind: "q", "k", "v", "o", "unembed", or "mlp" for each projection of an MLP; layer: its block;
@@ -223,17 +217,17 @@ class Patcher:
         """
         self.graph = Graph.of(subject)
         _check_inputs(subject, clean, corrupted, positions, ablation)
-        self.n_passes, self._zero = 0.0, ablation == "zero"
-        self._shape = (*positions.shape, -1)
-        self._positions = positions.to(subject.device).view(len(positions), -1)
         self._decoder = _Decoder(subject, clean, clean if corrupted is None else corrupted)
-        self._group, n_q, n_kv = subject.n_heads // subject.n_kv_heads, subject.n_heads, subject.n_kv_heads
+        self._zero, self._shape, self.n_passes = ablation == "zero", (*positions.shape, -1), 0.0
+        batch = torch.arange(len(positions), device=subject.device)[:, None]
+        self._answers = batch, positions.to(subject.device).view(len(positions), -1)  # batch n
         # kind -> numbers of its receivers, and of its senders: layer head
-        of_layer = np.arange(len(self.graph.receivers) - 1).reshape(subject.n_layers, -1)
-        parts = np.split(of_layer, [n_q, n_q + n_kv, n_q + 2 * n_kv], 1)
+        n, self._group = subject.n_heads, subject.n_heads // subject.n_kv_heads
+        rows = np.arange(len(self.graph.receivers) - 1).reshape(subject.n_layers, -1)
+        parts = np.split(rows, [n, n + n // self._group, n + 2 * n // self._group], 1)
         self._rows = dict(zip(("q", "k", "v", "mlp"), parts, strict=True))
-        of_layer = np.arange(1, len(self.graph.senders)).reshape(subject.n_layers, -1)
-        self._sends = {"head": of_layer[:, :-1], "mlp": of_layer[:, -1:]}
+        sends = np.arange(1, len(self.graph.senders)).reshape(subject.n_layers, -1)
+        self._sends = {"head": sends[:, :-1], "mlp": sends[:, -1:]}
         self._corrupted: dict[Heads, _Known] = {}
         self.clean_logits, self.corrupted_logits = (
             self._at_answers(x).reshape(self._shape) for x in self._decoder.logits
@@ -271,10 +265,8 @@ class Patcher:
         """
         shape = tuple(self.graph.exists.shape)
         if edges.ndim != 3 or tuple(edges.shape[1:]) != shape:
-            raise ValueError(
-                f"edges have shape {tuple(edges.shape)}: expected (variants, {shape[0]} receivers, "
-                f"{shape[1]} senders)"
-            )
+            expected = f"(variants, {shape[0]} receivers, {shape[1]} senders)"
+            raise ValueError(f"edges have shape {tuple(edges.shape)}: expected {expected}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and edges.requires_grad):
             return self._run(edges, self._start(self._decoder.embeds[0], precise)).logits
 
@@ -313,48 +305,33 @@ class Patcher:
             if step == steps:  # the clean run comes first, which alone gives a_s
                 sent = run.kept(0).sent
             for (rows, everywhere, _), gradient in zip(run.reads, gradients, strict=True):
-                products = torch.einsum("rvbtd,svbtd->rs", gradient, sent[everywhere])
-                estimates[rows] -= products.to(estimates) / steps
+                delta = sent if everywhere else self._at_answers(sent)
+                estimates[rows] -= torch.einsum("rvbtd,svbtd->rs", gradient, delta).to(estimates) / steps
         return estimates.where(self.graph.exists, torch.nan)
 
     def _at_answers(self, x: Float[Tensor, "*axes batch seq d"]) -> Float[Tensor, "*axes batch n d"]:
-        return x[..., torch.arange(x.shape[-3], device=x.device)[:, None], self._positions, :]
-
-    def _spread(self, y: Float[Tensor, "*axes batch n d"]) -> Float[Tensor, "*axes batch seq d"]:
-        """Puts values at the answer positions among zeros, which nothing will read."""
-        full = y.new_zeros(*y.shape[:-2], self._decoder.embeds[0].shape[1], y.shape[-1])
-        full[..., torch.arange(y.shape[-3], device=y.device)[:, None], self._positions, :] = y
-        return full
-
-    def _room(self, edges: Bool[Tensor, "receiver sender"]) -> int:
-        """How many sets of edges, with no more than the given ones, memory allows at once."""
-        embed = self._decoder.embeds[0]
-        limit = 2**27 if embed.device.type == "cpu" else 2**30
-        return max(1, limit // (embed.numel() * (int(edges.any(0).sum()) + self._group)))
+        return x[..., *self._answers, :]
 
     def _start(self, embed: Float[Tensor, "batch seq d_model"], precise: Heads) -> "_Known":
         """What is known before anything has been computed: the corrupted run, and the embedding."""
         precise = precise if self._decoder.linear else frozenset()
         if precise not in self._corrupted:
             self._corrupted = {precise: self._run_corrupted(precise)}
-        return self._corrupted[precise].at(embed, self._at_answers(embed))
+        return self._corrupted[precise].at(embed)
 
     @torch.no_grad()
     def _run_corrupted(self, precise: Heads) -> "_Known":
-        """What senders add in the corrupted run and what receivers read there; under zero ablation, biases."""
+        """What senders add in the corrupted run and receivers read there; under zero ablation, biases."""
         embed, biases = self._decoder.embeds[1], self._decoder.biases[:, None, None]  # half 1 1 d_model
-        nothing = embed.new_zeros(len(self.graph.senders), 1, 1, 1)
-        reads = [biases.expand(-1, *x.shape) for x in (self._at_answers(embed), embed)]
-        known = _Known(precise, (nothing, nothing), (reads[0], reads[1]))
+        nothing = embed.new_zeros(()).expand(len(self.graph.senders), *embed.shape)
+        known = _Known(precise, nothing, biases.expand(-1, *embed.shape))
         if self._zero:
             return known
         # With nothing to stand in for absent edges, the run with all of them sends c_s.
-        known = self._run(self.graph.exists[None], known.at(embed, self._at_answers(embed))).kept(0)
+        c = self._run(self.graph.exists[None], known.at(embed)).kept(0).sent[:, 0]  # sender batch seq d_model
         rows = [self._rows[kind][i, 0] for i in range(len(biases) // 2) for kind in ("q", "mlp")] + [-1]
         exists = self.graph.exists[rows].to(embed)
-        c = [x[:, 0] for x in known.sent]  # sender batch seq d_model
-        reads = [torch.einsum("rs,sbtd->rbtd", exists, x) + biases for x in c]
-        return _Known(precise, (c[0], c[1]), (reads[0], reads[1]))
+        return _Known(precise, c, torch.einsum("rs,sbtd->rbtd", exists, c) + biases)
 
     def _run(self, edges: Tensor, start: "_Known", *, watch: bool = False) -> "_Run":
         """The patched run for some sets of edges, which are parts of the one that the run starts from.
@@ -381,17 +358,15 @@ class Patcher:
         heads = np.flatnonzero(new & run.needed[0, sends])
         if not len(heads):
             return
-        everywhere = bool(run.needed[1, sends[heads]].any())
         # Heads of a group share keys and values, so that they are computed together.
         groups = self._decoder.groups(heads)
         queries = (groups[:, None] * self._group + np.arange(self._group)).ravel()
         inputs = []
-        for kind, chosen, whole in (("q", queries, everywhere), ("k", groups, True), ("v", groups, True)):
-            x = run.read(rows[kind][chosen], whole, 2 * layer, self._decoder.norms[layer])
-            y = self._project(x, kind, layer, chosen, run)
-            inputs.append(y if whole else self._spread(y))
-        z = self._decoder.attend(layer, *inputs)  # query variant batch seq d_head
-        z = _take(z, np.searchsorted(queries, heads))
+        for kind, chosen in (("q", queries), ("k", groups), ("v", groups)):
+            x = run.read(rows[kind][chosen], True, 2 * layer)
+            inputs.append(self._project(x, kind, layer, chosen, run))
+        z = _take(self._decoder.attend(layer, *inputs), np.searchsorted(queries, heads))
+        everywhere = bool(run.needed[1, sends[heads]].any())
         y = self._project(z if everywhere else self._at_answers(z), "o", layer, heads, run)
         run.send(sends[heads], y, everywhere)
         self.n_passes += y.shape[1] / (2 * len(self._decoder.weights))
@@ -413,15 +388,6 @@ class Patcher:
         linear = self._decoder.linear or full_precision
         y = linear(x.flatten(1, 3), weight, bias, kind=kind, layer=layer, heads=heads.tolist(), precise=full)
         return y.unflatten(1, x.shape[1:4])
-
-    def _at_answers(self, x: Float[Tensor, "*axes batch seq d"]) -> Float[Tensor, "*axes batch n d"]:
-        return x[..., torch.arange(x.shape[-3], device=x.device)[:, None], self._positions, :]
-
-    def _spread(self, y: Float[Tensor, "*axes batch n d"]) -> Float[Tensor, "*axes batch seq d"]:
-        """Puts values at the answer positions among zeros, which nothing will read."""
-        full = y.new_zeros(*y.shape[:-2], self._decoder.embeds[0].shape[1], y.shape[-1])
-        full[..., torch.arange(y.shape[-3], device=y.device)[:, None], self._positions, :] = y
-        return full
 
     def _needed(self, some: Bool[np.ndarray, "receiver sender"]) -> Bool[np.ndarray, "2 sender"]:
         """Which senders reach the logits; and which of them must be known away from the answers, too."""
@@ -492,28 +458,34 @@ def acdc(
     order = graph.order() if order is None else list(order)
     if sorted(order) != sorted(map(tuple, graph.exists.nonzero().tolist())):
         raise ValueError(f"the order must name each of the {graph.n_edges} edges once")
-    tests = [
-        (r, s, precise(graph.senders[s], graph.receivers[r]) if precise else frozenset()) for r, s in order
-    ]
-    measured = _Measured(patcher, metric, tau, tests, AHEAD if speculate else 1)
+    no_heads: Heads = frozenset()
+    heads = [precise(graph.senders[s], graph.receivers[r]) if precise else no_heads for r, s in order]
+    measured = _Measured(
+        patcher, metric, tau, list(zip(order, heads, strict=True)), AHEAD if speculate else 1
+    )
 
     circuit, precision = graph.exists.clone(), None
     effects = torch.full(circuit.shape, torch.nan, dtype=torch.float64)
-    for step, (r, s, heads) in enumerate(tests):
+    for step, (r, s) in enumerate(order):
+        without = circuit.clone()
+        without[r, s] = False
         if not graph.is_read(r, circuit):
-            circuit[r, s] = False
+            circuit = without
             continue
-        if heads != precision:
-            precision, current = heads, measured.whole(circuit, heads)
-        value = measured.without(circuit, step, current)
+        if heads[step] != precision:
+            precision, current = heads[step], measured.whole(circuit, heads[step])
+        value = measured.without(circuit, without, step, current)
         effects[r, s] = value - current
         if value - current < tau:
-            circuit[r, s], current = False, value
+            circuit, current = without, value
     return Circuit(circuit, effects, current, measured.n_evaluated, patcher.n_passes - n_passes)
 
 
 AHEAD = 6
-"""Tests that ACDC makes in one run: as many again cost about as much as the run's fixed part, on a CPU."""
+"""How many tests ACDC makes in one run; fewer repeat its fixed costs, more are wasted by wrong guesses."""
+
+Test = tuple[Edge, Heads]
+"""An edge, and the heads that are precise while it is tested."""
 
 
 class _Measured:
@@ -524,44 +496,37 @@ class _Measured:
     is wrong, the sets behind it are never asked for.
     """
 
-    def __init__(
-        self,
-        patcher: Patcher,
-        metric: Metric,
-        tau: float,
-        tests: list[tuple[int, int, Heads]],
-        n_ahead: int,
-    ) -> None:
-        self.patcher, self.metric, self.tau, self.tests, self.n_ahead = patcher, metric, tau, tests, n_ahead
+    def __init__(self, patcher: Patcher, metric: Metric, tau: float, tests: list[Test], ahead: int) -> None:
+        self.patcher, self.metric, self.tau, self.tests, self.ahead = patcher, metric, tau, tests, ahead
         self.n_evaluated = 0
         self.was_cut: dict[tuple[str, int], bool] = {}  # (kind of receiver, sender) -> the last answer
 
-    def whole(self, circuit: Bool[Tensor, "receiver sender"], heads: Heads) -> float:
+    def whole(self, circuit: Tensor, heads: Heads) -> float:
         """The metric of a circuit, and a new start for all later runs."""
         self.values: dict[bytes, float] = {}
         self.start = self.patcher._start(self.patcher._decoder.embeds[0], heads)
         return self._measure(circuit[None])[0]
 
-    def without(self, circuit: Bool[Tensor, "receiver sender"], step: int, current: float) -> float:
-        """The metric of a circuit, which is `current`, when a step's edge is cut."""
-        key = _cut(circuit, *self.tests[step][:2]).numpy().tobytes()
-        if key not in self.values:
+    def without(self, circuit: Tensor, without: Tensor, step: int, current: float) -> float:
+        """The metric without a step's edge; `current` is that of the circuit."""
+        if without.numpy().tobytes() not in self.values:
             self._look_ahead(circuit, step, current)
-        return self.values[key]
+        return self.values[without.numpy().tobytes()]
 
-    def _look_ahead(self, circuit: Bool[Tensor, "receiver sender"], step: int, current: float) -> None:
+    def _look_ahead(self, circuit: Tensor, step: int, current: float) -> None:
         # Runs start from the smallest set of the last batch that still has all of the circuit's edges.
         above = (circuit <= self.sets).flatten(1).all(1).nonzero()
         if len(above):
             self.start = self.run.kept(int(above[-1]))
-        # Edges into one receiver change the same nodes; more of them would make each run longer.
-        r, _, heads = self.tests[step]
-        next_ones = self.tests[step : step + min(self.n_ahead, self.patcher._room(circuit))]
-        senders = [s for _, s, _ in takewhile(lambda test: (test[0], test[2]) == (r, heads), next_ones)]
-        kind, sets, path = self.patcher.graph.receivers[r].kind, [], circuit
+        # Edges into one receiver change the same nodes; others would make the run longer for all.
+        (r, _), heads = self.tests[step]
+        together = takewhile(lambda test: (test[0][0], test[1]) == (r, heads), self.tests[step:])
+        senders = [s for (_, s), _ in islice(together, self.ahead)]
+        kind, path, sets = self.patcher.graph.receivers[r].kind, circuit, []
         guesses = [self.was_cut.get((kind, s), True) for s in senders]
         for s, guess in zip(senders, guesses, strict=True):
-            sets.append(_cut(path, r, s))
+            sets.append(path.clone())
+            sets[-1][r, s] = False
             path = sets[-1] if guess else path
         values = self._measure(torch.stack(sets))
         self.values = {edges.numpy().tobytes(): value for edges, value in zip(sets, values, strict=True)}
@@ -575,37 +540,28 @@ class _Measured:
         return self.metric(self.run.logits).tolist()
 
 
-def _cut(edges: Bool[Tensor, "receiver sender"], r: int, s: int) -> Bool[Tensor, "receiver sender"]:
-    """The set without one edge."""
-    edges = edges.clone()
-    edges[r, s] = False
-    return edges
-
-
 @dataclass(frozen=True)
 class _Known:
-    """A circuit that was run, from which runs of its parts start. Pairs are: at the answers, everywhere.
+    """A circuit that was run, from which runs of its parts start.
 
     Attributes:
         precise: the heads in full precision.
         corrupted: what senders add in the corrupted run: sender batch seq d_model.
         reads: what each half of a layer, and the logits, read there: half batch seq d_model.
-        edges: the circuit.
-        sent: a_s - c_s, as far as the circuit needs it: sender 1 batch seq d_model.
+        edges: the circuit: receiver sender.
+        sent: a_s - c_s, where the circuit needs it: sender 1 batch seq d_model.
     """
 
     precise: Heads
-    corrupted: tuple[Tensor, Tensor]
-    reads: tuple[Tensor, Tensor]
-    edges: Float[np.ndarray, "receiver sender"] | float = np.nan
-    sent: tuple[Tensor, ...] = ()
+    corrupted: Tensor
+    reads: Tensor
+    edges: np.ndarray | float = np.nan
+    sent: Any = None
 
-    def at(self, embed: Tensor, at_answers: Tensor) -> "_Known":
+    def at(self, embed: Tensor) -> "_Known":
         """The embedding alone is known; no edge equals NaN, so that all nodes are computed."""
-        sent = [x.new_zeros(len(self.corrupted[0]), 1, *x.shape) for x in (at_answers, embed)]
-        for x, y, c in zip(sent, (at_answers, embed), self.corrupted, strict=True):
-            x[0, 0] = y - c[0]
-        return replace(self, edges=np.nan, sent=tuple(sent))
+        sent = F.pad((embed - self.corrupted[0])[None, None], [0] * 9 + [len(self.corrupted) - 1])
+        return replace(self, edges=np.nan, sent=sent)
 
 
 class _Run:
@@ -614,82 +570,57 @@ class _Run:
     logits: Tensor
 
     def __init__(self, patcher: Patcher, edges: Tensor, start: _Known, watch: bool) -> None:
-        exists, self.start, self.watch, self.at_answers = (
-            patcher.graph.exists,
-            start,
-            watch,
-            patcher._at_answers,
-        )
+        self.patcher, self.start, self.watch, exists = patcher, start, watch, patcher.graph.exists
         self.edges = edges.detach().cpu().float().numpy() * exists.numpy()
-        self.weights = edges.to(start.reads[0]) * exists.to(start.reads[0])
+        self.weights = edges.to(start.reads) * exists.to(start.reads)
         # A weight of zero has a gradient, too.
         self.some = exists.numpy() if edges.requires_grad else (self.edges != 0).any(0)
         self.needed = patcher._needed(self.some)
         self.differs = (self.edges != start.edges).any((0, 2))  # receivers
         self.changed = np.zeros(exists.shape[1], bool)  # senders
-        self.sent: tuple[list[tuple[np.ndarray, Tensor]], ...] = (
-            [],
-            [],
-        )  # of a_s - c_s: at answers, everywhere
+        # a_s - c_s, sender variant batch seq d_model; with one variant where all agree, or answers only
+        self.sent: list[tuple[np.ndarray, Tensor, bool]] = []
         self.reads: list[tuple[np.ndarray | list[int], bool, Tensor]] = []
 
     def is_new(self, rows: np.ndarray) -> Bool[np.ndarray, " row"]:
         """Whether receivers read anything else than at the start."""
         return self.differs[rows] | (self.some[rows] & self.changed).any(1)
 
-    def read(
-        self,
-        rows: np.ndarray | list[int],
-        everywhere: bool,
-        half: int,
-        norm: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "row variant batch seq d_model"]:
-        """What receivers read: x_r above. One variant stands for all if they agree."""
-        # Rows of equal edges are computed once, unless each has gradients of its own.
-        first: dict[Any, int] = {}
-        apart = self.watch or self.weights.requires_grad
+    def read(self, rows: np.ndarray | list[int], everywhere: bool, half: int) -> Tensor:
+        """What receivers read, x_r above, through their norm: row variant batch seq d_model."""
+        # Rows of equal edges are computed once, unless each has gradients of its own; so are equal variants.
+        apart, first = self.watch or self.weights.requires_grad, dict[Any, int]()
         place = [first.setdefault(r if apart else self.edges[:, r].tobytes(), r) for r in rows]
         own = list(first.values())
-        w = self.weights[:, own]  # variant row sender
-        if not w.requires_grad and (self.edges[:, own] == self.edges[:1, own]).all():
-            w = w[:1]
-        used = self.some[own].any(0)
+        same = not self.weights.requires_grad and (self.edges[:, own] == self.edges[:1, own]).all()
+        w, used = self.weights[: 1 if same else None, own], self.some[own].any(0)
         kept = np.flatnonzero(used & ~self.changed)
-        parts = [(kept, _take(self.start.sent[everywhere], kept))] if len(kept) else []
-        x = self.start.reads[everywhere][half].expand(len(own), 1, -1, -1, -1)
-        for senders, sent in parts + self.sent[everywhere]:
+        parts = [(kept, _take(self.start.sent, kept), True)] if len(kept) else []
+        at_answers = (lambda x: x) if everywhere else self.patcher._at_answers
+        x = at_answers(self.start.reads[half]).expand(len(own), 1, -1, -1, -1)
+        for senders, sent, whole in parts + self.sent:
             if used[senders].any():
-                # An axis of size 1 fits any number of variants.
-                x = x + torch.einsum("vrs,svbtd->rvbtd", w[..., senders], sent)
+                delta = at_answers(sent) if whole else sent
+                x = x + torch.einsum("vrs,svbtd->rvbtd", w[..., senders], delta)
         if self.watch:
             x = x if x.requires_grad else x.requires_grad_()
             self.reads.append((rows, everywhere, x))
-        x = x if norm is None else norm(x)
+        x = self.patcher._decoder.norms[half](x)
         return x if len(own) == len(rows) else x[[own.index(r) for r in place]]
 
     def send(self, senders: np.ndarray, y: Tensor, everywhere: bool) -> None:
         """Notes what senders add (sender variant batch seq d_model), less what they add when corrupted."""
-        near, far = (c[senders][:, None] for c in self.start.corrupted)
-        self.sent[0].append((senders, (self.at_answers(y) if everywhere else y) - near))
-        if everywhere:
-            self.sent[1].append((senders, y - far))
+        c = self.start.corrupted[senders][:, None]
+        self.sent.append((senders, y - (c if everywhere else self.patcher._at_answers(c)), everywhere))
         self.changed[senders] = True
 
     def kept(self, variant: int) -> _Known:
         """One of the sets as a start; what the run itself started from is used up."""
-        for old, new in zip(self.start.sent, self.sent, strict=True):
-            for senders, values in new:
-                old[senders] = values[:, variant % values.shape[1], None].detach()
+        for senders, values, everywhere in self.sent:
+            values = values[:, variant % values.shape[1]].detach()
+            where = (senders, 0) if everywhere else (senders[:, None, None], 0, *self.patcher._answers)
+            self.start.sent[where] = values
         return replace(self.start, edges=self.edges[variant])
-
-
-class _Call(NamedTuple):
-    """What a module got and returned in one pass."""
-
-    hidden: Tensor
-    args: tuple
-    kwargs: dict
-    output: Any
 
 
 class _Decoder:
@@ -714,63 +645,54 @@ class _Decoder:
         axes = {name: int(name == "position_ids" and x.ndim == 3) for name, x in clean.items()}
         both = {name: torch.cat([x, corrupted[name]], axes[name]) for name, x in clean.items()}
         (one, clean_logits), (two, logits) = self._watched(clean), self._watched(both)
-        n, entry = len(clean_logits), layout.blocks[0]
-        self.logits, self.embeds = (clean_logits, logits[n:]), (one[entry].hidden, two[entry].hidden[n:])
-        calls = list(one)
-        self._tail = calls[calls.index(layout.blocks[-1]) + 1 :]
-        self._passed = {module: (one[module][1:3], two[module][1:3]) for module in one}
-        self.norms: list[nn.Module | None] = []
+        n, (entry, *_, last) = len(clean_logits), layout.blocks
+        self.logits, self.embeds = (clean_logits, logits[n:]), (one[entry][0], two[entry][0][n:])
+        self._tail = list(one)[list(one).index(last) + 1 :]
+        self._passed = {module: (one[module][1], two[module][1]) for module in one}
+        self.norms: list[nn.Module] = []
         self.weights: list[dict[str, tuple[Tensor, Tensor | None]]] = []
-        self._attentions: list[nn.Module] = []  # from the projections' outputs to the heads'
-        self._mlps: list[nn.Module] = []  # whole blocks, in which attention adds nothing
+        self._attentions, self._mlps = list[nn.Module](), list[nn.Module]()
         biases = [self.embeds[0].new_zeros(layout.d_model)]
         for layer, block in enumerate(layout.blocks):
-            attention = layout.attention(layer)
-            children = [x for x in block.children() if x in one and one[x].output is one[attention].hidden]
-            self.norms.append(children[0] if children else None)
-            points = {site: self._layout.point(site, layer) for site in "qkvz"}
-            own = {}
+            attention, points = layout.attention(layer), {site: layout.point(site, layer) for site in "qkvz"}
+            norm = (x for x in block.children() if x in one and one[x][2] is one[attention][0])
+            self.norms += [next(norm, nn.Identity()), nn.Identity()]
+            matrices = {site: _matrix(point.module) for site, point in points.items()}
+            self.weights.append({})
             for site in "qkv":
-                weight, bias = _matrix(points[site].module)
-                view = points[site].view
-                own[site] = view(weight.mT).permute(1, 2, 0), None if bias is None else view(bias[None])[0]
-            weight, bias = _matrix(points["z"].module)
-            own["o"] = weight.unflatten(1, (layout.n_heads, -1)).transpose(0, 1), None
-            self.weights.append(own)
-            given = {points[site].module: partial(self._given_to, points[site].module) for site in "qkv"}
-            self._attentions.append(_twin(attention, given | {points["z"].module: lambda z: z}))
-            rest = set(block.modules()) - set(attention.modules())
-            self._mlps.append(
-                _twin(
-                    block,
-                    {attention: self._nothing}
-                    | {
-                        x: partial(self._projected, x, "mlp", layer)
-                        for x in rest
-                        if hasattr(x, "in_features") or hasattr(x, "nf")
-                    },
-                )
-            )
+                (weight, bias), view = matrices[site], points[site].view
+                shifts = None if bias is None else view(bias[None])[0]
+                self.weights[-1][site] = view(weight.mT).permute(1, 2, 0), shifts
+            weight, bias = matrices["z"]
+            self.weights[-1]["o"] = weight.unflatten(1, (layout.n_heads, -1)).transpose(0, 1), None
             after = biases[-1] if bias is None else biases[-1] + bias
             biases += [biases[-1] if "resid_mid" in layout.withheld else after, after]
+            # Attention from its projections' outputs to the heads', and blocks whose attention adds nothing.
+            given = {points[site].module: partial(self._output, points[site].module) for site in "qkv"}
+            self._attentions.append(_twin(attention, given | {points["z"].module: lambda z: z}))
+            others = [x for x in block.modules() if hasattr(x, "in_features") or hasattr(x, "nf")]
+            parts = {x: partial(self._projected, x, "mlp", layer) for x in others}
+            self._mlps.append(_twin(block, {**parts, attention: self._nothing}))
+        self.norms.append(nn.Identity())
         self.biases = torch.stack(biases)
-        self._alike = all([self._heads_are_alike(layer) for layer in range(len(layout.blocks))])
+        self._alike = all(self._heads_are_alike(layer) for layer in range(len(layout.blocks)))
 
     @torch.no_grad()
-    def _watched(self, inputs: Mapping[str, Tensor]) -> tuple[dict[nn.Module, _Call], Tensor]:
-        """A pass of the library's model: its modules' calls, in the order in which they end, and logits."""
-        layout, seen = self._layout, {}
-        modules = [*layout.owner.children(), *layout.blocks]
-        for layer, block in enumerate(layout.blocks):
-            modules += [*block.children(), layout.attention(layer)]
+    def _watched(self, inputs: Mapping[str, Tensor]) -> tuple[dict[nn.Module, tuple], Tensor]:
+        """A pass of the library's model: its modules' calls, in the order in which they end, and logits.
+
+        A call is what a module got (hidden states; other arguments) and returned.
+        """
+        blocks, seen = self._layout.blocks, dict[nn.Module, tuple]()
 
         def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             hidden, *others = args or (kwargs.get("hidden_states"),)
             kwargs = {name: x for name, x in kwargs.items() if name != "hidden_states"}
-            seen[module] = _Call(hidden, tuple(others), kwargs, output)
+            seen[module] = hidden, (tuple(others), kwargs), output
 
         with ExitStack() as stack:
-            for module in dict.fromkeys(modules):
+            parts = [child for block in blocks for child in block.children()]
+            for module in (*self._layout.owner.children(), *blocks, *parts):
                 stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
             return seen, self._model(**inputs, use_cache=False).logits
 
@@ -799,19 +721,13 @@ class _Decoder:
         n = self._layout.n_kv_heads
         return np.unique(heads // (self._layout.n_heads // n)) if self._alike else np.arange(n)
 
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "query variant batch seq d_head"],
-        k: Float[Tensor, "group variant batch seq d_head"],
-        v: Float[Tensor, "group variant batch seq d_head"],
-    ) -> Float[Tensor, "query variant batch seq d_head"]:
-        """Outputs z of all heads of some groups.
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Outputs z of all heads of some groups, as its inputs: head (group) variant batch seq d_head.
 
         The library's attention always computes all heads. So the groups of several variants are packed into
         the heads of fewer, which is why heads must be alike.
         """
-        layout, (_, _, batch, seq, d_head) = self._layout, q.shape
+        layout, (_, _, batch, seq, d_head), attention = self._layout, q.shape, self._layout.attention(layer)
         n, n_groups, n_kv = max(x.shape[1] for x in (q, k, v)), len(k), layout.n_kv_heads
         n_packed = -(-n * n_groups // n_kv)
         self._given.clear()
@@ -820,14 +736,10 @@ class _Decoder:
             x = x.expand(-1, n, -1, -1, -1).unflatten(0, (n_groups, -1)).permute(2, 0, 3, 4, 1, 5)
             x = F.pad(x.flatten(0, 1), [0] * 9 + [n_packed * n_kv - n * n_groups])
             point = layout.point(site, layer)
-            if point.module not in self._given:  # in a fused projection q, k and v are parts of one output
-                width = len(_matrix(point.module)[0])
-                self._given[point.module] = x.new_empty(n_packed * batch, seq, width)
-            view = point.view(self._given[point.module]).unflatten(2, (n_kv, -1))
-            view.unflatten(0, (n_packed, batch)).copy_(
-                x.unflatten(0, (n_packed, n_kv)).permute(0, 2, 3, 1, 4, 5)
-            )
-        attention = layout.attention(layer)
+            width = len(_matrix(point.module)[0])  # of q, k and v together where they are fused
+            output = self._given.setdefault(point.module, x.new_empty(n_packed * batch, seq, width))
+            view = point.view(output).unflatten(2, (n_kv, -1)).unflatten(0, (n_packed, batch))
+            view.copy_(x.unflatten(0, (n_packed, n_kv)).permute(0, 2, 3, 1, 4, 5))
         args, kwargs = tree_map(partial(_repeated, n_packed), *self._passed[attention])
         hidden = self.embeds[0].new_zeros(()).expand(n_packed * batch, seq, layout.d_model)
         if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
@@ -837,22 +749,20 @@ class _Decoder:
         z = z.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[: n * n_groups].unflatten(0, (n, n_groups))
         return z.permute(1, 4, 0, 2, 3, 5).flatten(0, 1)
 
-    def _given_to(self, module: nn.Module, *_: Any) -> Tensor:
+    def _output(self, module: nn.Module, *_: Any) -> Tensor:
         return self._given[module]
 
     def _nothing(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         adds_residual = self._layout.family.mid.startswith(">")
         return args[0] if adds_residual else torch.zeros_like(hidden_states), None
 
-    def mlp(
-        self, layer: int, x: Float[Tensor, "variant batch seq d_model"]
-    ) -> Float[Tensor, "variant batch seq d_model"]:
+    def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"]) -> Tensor:
         """What an MLP adds."""
         args, kwargs = self._passed[self._layout.blocks[layer]][0]  # only the attention reads them
         y = self._mlps[layer](x.flatten(0, 1), *args, **kwargs)
         return (y[0] if isinstance(y, tuple) else y).view(x.shape) - x
 
-    def unembed(self, x: Float[Tensor, "variant batch n d_model"]) -> Float[Tensor, "variant batch n vocab"]:
+    def unembed(self, x: Float[Tensor, "variant batch n d_model"]) -> Tensor:
         """Logits of what the last block leaves."""
         for module in self._tail:
             x = module(x)
@@ -889,10 +799,8 @@ def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d
     """Weight and bias of a projection; GPT-2's Conv1D has its weight transposed."""
     weight = module.weight
     if not weight.is_floating_point() or weight.ndim != 2:
-        raise LookupError(
-            f"the weights of a {type(module).__name__} are packed, so that heads have none of their own: "
-            "load the model without quantisation"
-        )
+        name = type(module).__name__
+        raise LookupError(f"the weights of a {name} are packed: load the model without quantisation")
     return (weight.T if hasattr(module, "nf") else weight), module.bias
 
 
@@ -903,11 +811,7 @@ def _take(x: Tensor, indices: Sequence[int]) -> Tensor:
 
 
 def _check_inputs(
-    subject: Subject,
-    clean: Mapping[str, Tensor],
-    corrupted: Mapping[str, Tensor] | None,
-    positions: Tensor,
-    ablation: str,
+    subject: Subject, clean: Mapping, corrupted: Mapping | None, positions: Tensor, ablation: str
 ) -> None:
     """Refuses what cannot be patched."""
     if ablation not in ("corrupt", "zero"):
@@ -929,10 +833,9 @@ def _check_inputs(
             f"clean prompt {row} has {int(masks[0][row].sum())} tokens, its corrupted one "
             f"{int(masks[1][row].sum())}: patching needs the same number"
         )
-    if positions.ndim not in (1, 2) or len(positions) != shape[0] or positions.is_floating_point():
+    bad = positions.ndim not in (1, 2) or len(positions) != shape[0] or positions.is_floating_point()
+    if bad or not ((positions >= 0) & (positions < shape[1])).all():
         raise ValueError(
-            f"positions: expected whole numbers, one row for each of {shape[0]} prompts; got "
-            f"{positions.dtype} of shape {tuple(positions.shape)}"
+            f"positions: expected whole numbers from 0 to {shape[1] - 1}, one row for each of {shape[0]} "
+            f"prompts; got {positions.tolist()}"
         )
-    if not ((positions >= 0) & (positions < shape[1])).all():
-        raise ValueError(f"positions must be from 0 to {shape[1] - 1}; got {positions.tolist()}")
