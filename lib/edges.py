@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from lib.hooks import capture
 from lib.models import Subject
 
 Heads = frozenset[tuple[int, int]]
@@ -594,11 +595,14 @@ class _Run:
         own = list(first.values())
         same = not self.weights.requires_grad and (self.edges[:, own] == self.edges[:1, own]).all()
         w, used = self.weights[: 1 if same else None, own], self.some[own].any(0)
-        kept = np.flatnonzero(used & ~self.changed)
-        parts = [(kept, _take(self.start.sent, kept), True)] if len(kept) else []
         at_answers = (lambda x: x) if everywhere else self.patcher._at_answers
         x = at_answers(self.start.reads[half]).expand(len(own), 1, -1, -1, -1)
-        for senders, sent, whole in parts + self.sent:
+        if len(kept := np.flatnonzero(used & ~self.changed)):
+            near = slice(kept[0], kept[-1] + 1)  # a view is cheaper than a choice of senders
+            weights = w * torch.from_numpy(~self.changed).to(w)
+            delta = at_answers(self.start.sent[near])
+            x = x + torch.einsum("vrs,svbtd->rvbtd", weights[..., near], delta)
+        for senders, sent, whole in self.sent:
             if used[senders].any():
                 delta = at_answers(sent) if whole else sent
                 x = x + torch.einsum("vrs,svbtd->rvbtd", w[..., senders], delta)
@@ -606,11 +610,13 @@ class _Run:
             x = x if x.requires_grad else x.requires_grad_()
             self.reads.append((rows, everywhere, x))
         x = self.patcher._decoder.norms[half](x)
+        if len(own) == 1:
+            return x.expand(len(rows), -1, -1, -1, -1)
         return x if len(own) == len(rows) else x[[own.index(r) for r in place]]
 
     def send(self, senders: np.ndarray, y: Tensor, everywhere: bool) -> None:
         """Notes what senders add (sender variant batch seq d_model), less what they add when corrupted."""
-        c = self.start.corrupted[senders][:, None]
+        c = _take(self.start.corrupted, senders)[:, None]
         self.sent.append((senders, y - (c if everywhere else self.patcher._at_answers(c)), everywhere))
         self.changed[senders] = True
 
@@ -639,13 +645,13 @@ class _Decoder:
         self, subject: Subject, clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]
     ) -> None:
         layout = self._layout = subject.layout
-        self._model, self._given = subject.model, dict[nn.Module, Tensor]()
+        self._subject, self._given = subject, dict[nn.Module, Tensor]()
         self.linear: Linear | None = None
         # Qwen's positions are (kind, batch, seq).
         axes = {name: int(name == "position_ids" and x.ndim == 3) for name, x in clean.items()}
         both = {name: torch.cat([x, corrupted[name]], axes[name]) for name, x in clean.items()}
         (one, clean_logits), (two, logits) = self._watched(clean), self._watched(both)
-        n, (entry, *_, last) = len(clean_logits), layout.blocks
+        n, entry, last = len(clean_logits), layout.blocks[0], layout.blocks[-1]
         self.logits, self.embeds = (clean_logits, logits[n:]), (one[entry][0], two[entry][0][n:])
         self._tail = list(one)[list(one).index(last) + 1 :]
         self._passed = {module: (one[module][1], two[module][1]) for module in one}
@@ -694,7 +700,7 @@ class _Decoder:
             parts = [child for block in blocks for child in block.children()]
             for module in (*self._layout.owner.children(), *blocks, *parts):
                 stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
-            return seen, self._model(**inputs, use_cache=False).logits
+            return seen, self._subject.model(**inputs, use_cache=False).logits
 
     @torch.no_grad()
     def _heads_are_alike(self, layer: int) -> bool:
@@ -711,8 +717,8 @@ class _Decoder:
         z = self.attend(layer, q, k, v)
         if not close(self.attend(layer, torch.cat([-10 * q[:1], q[1:]]), k, v)[1:], z[1:]):
             raise LookupError(
-                f"no graph of edges of {type(self._model).__name__}: its heads cannot be told apart, since a "
-                "head's query changes what other heads put out"
+                f"no graph of edges of {type(self._subject.model).__name__}: its heads cannot be told apart, "
+                "since a head's query changes what other heads put out"
             )
         return close(self.attend(layer, q.roll(size, 0), k.roll(1, 0), v.roll(1, 0)), z.roll(size, 0))
 
@@ -759,19 +765,20 @@ class _Decoder:
     def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"]) -> Tensor:
         """What an MLP adds."""
         args, kwargs = self._passed[self._layout.blocks[layer]][0]  # only the attention reads them
-        y = self._mlps[layer](x.flatten(0, 1), *args, **kwargs)
-        return (y[0] if isinstance(y, tuple) else y).view(x.shape) - x
+        with capture(self._subject, "mlp_out", layers=layer, grad=True) as added:
+            self._mlps[layer](x.flatten(0, 1), *args, **kwargs)
+        return added[layer].view(x.shape)
 
     def unembed(self, x: Float[Tensor, "variant batch n d_model"]) -> Tensor:
         """Logits of what the last block leaves."""
         for module in self._tail:
             x = module(x)
-        return self._projected(self._model.get_output_embeddings(), "unembed", len(self._mlps), x)
+        return self._projected(self._subject.model.get_output_embeddings(), "unembed", len(self._mlps), x)
 
     def _projected(self, module: nn.Module, kind: str, layer: int, x: Tensor) -> Tensor:
         """A projection without heads."""
         if self.linear is None:
-            return module(x)
+            return module.forward(x)  # its hooks are called by the twin
         rows, (weight, bias) = x.flatten(0, -2), _matrix(module)
         y = self.linear(rows, weight, bias, kind=kind, layer=layer, heads=None, precise=[])
         return y.view(*x.shape[:-1], -1)
@@ -804,7 +811,7 @@ def _matrix(module: Any) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d
     return (weight.T if hasattr(module, "nf") else weight), module.bias
 
 
-def _take(x: Tensor, indices: Sequence[int]) -> Tensor:
+def _take(x: Tensor, indices: Sequence[int] | np.ndarray) -> Tensor:
     """Some entries along the first axis; a view where they stand together."""
     first, last = int(indices[0]), int(indices[-1])
     return x[first : last + 1] if last - first + 1 == len(indices) else x[list(indices)]
