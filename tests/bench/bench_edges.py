@@ -1,7 +1,7 @@
 """What a test of one edge costs: ours, one forward pass an edge in plain hooks, and auto-circuit.
 
-Run as `python tests/bench/bench_edges.py`; for the comparison with auto-circuit (PyPI), which needs older numpy and
-transformers than ours, as `python tests/bench/bench_edges.py /its/own/venv/bin/python`. Costs are CPU seconds of
+Run as `python tests/bench/bench_edges.py`; for the comparison with auto-circuit (PyPI), which needs older
+numpy and transformers than ours, give its own environment's python as an argument. Costs are CPU seconds of
 one thread over those of a bare forward pass of the same prompts, medians of rounds in which all take turns.
 """
 

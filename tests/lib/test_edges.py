@@ -379,6 +379,18 @@ def test_heads_that_are_normalised_together_are_refused(family):
         Graph.of(families.subject(family))
 
 
+def test_heads_that_are_mixed_inside_attention_are_refused():
+    torch.manual_seed(0)
+    config = hf.OlmoeConfig(  # normalises the queries of all heads together
+        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        intermediate_size=48, num_experts=2, num_experts_per_tok=1, pad_token_id=0,
+    )  # fmt: skip
+    model = hf.OlmoeForCausalLM(config).eval()
+    batch = {"input_ids": torch.randint(1, 20, (2, 5))}
+    with pytest.raises(LookupError, match="its heads cannot be told apart, since a head's query changes"):
+        Patcher(Subject(model), batch, batch, positions=torch.tensor([4, 4]))
+
+
 @pytest.mark.parametrize("family", ["bert", "vit", "clip", "llava-vision"])
 def test_what_is_no_decoder_is_refused(family):
     with pytest.raises(LookupError, match="it is no decoder"):
