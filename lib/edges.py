@@ -564,7 +564,8 @@ class _Run:
         place = [first.setdefault(r if apart else self.edges[:, r].tobytes(), r) for r in rows]
         own = list(first.values())
         same = not self.weights.requires_grad and (self.edges[:, own] == self.edges[:1, own]).all()
-        w, used = self.weights[: 1 if same else None, own], self.some[own].any(0)
+        w = self.weights[: 1 if same else None, own]
+        used: np.ndarray = np.any(self.some[own], 0)
         at_answers = (lambda x: x) if everywhere else self.patcher._at_answers
         x = at_answers(self.start.reads[half]).expand(len(own), 1, -1, -1, -1)
         if len(kept := np.flatnonzero(used & ~self.changed)):
