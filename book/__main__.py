@@ -134,7 +134,7 @@ def train(
 
     python -m data train digits-vit --check
     """
-    from data.train import registry as organisms
+    from data import registry as organisms
 
     if check:
         organisms.check(name)

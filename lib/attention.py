@@ -19,8 +19,10 @@ from transformers.masking_utils import eager_mask
 NAME = "worked_papers"
 
 Tap = tuple[str, Callable[[Tensor], Tensor]]
+# transformers calls `attend` by its registered name and hands it the module: what the open contexts want of
+# that module can only be found here.
 _taps: dict[nn.Module, list[Tap]] = {}  # of the open contexts, in order of opening
-_replaced: dict[PreTrainedModel, tuple[str, int]] = {}  # tower's own implementation, number of open contexts
+_replaced: dict[PreTrainedModel, tuple[str, int]] = {}  # implementation before, number of open contexts
 
 
 def attend(
@@ -46,18 +48,19 @@ def attend(
         raise RuntimeError(f"{type(module).__name__} is causal, but was given no mask")
     taps = _taps.get(module, ())
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1:  # grouped-query attention: head h uses the keys and values of head h // groups
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
+    if softcap is not None:  # Gemma 2
         scores = torch.tanh(scores / softcap) * softcap
     for site, tap in taps:
         if site == "scores":
             scores = tap(scores)
 
     if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:  # True: may be attended to
+        # A boolean mask (True: may be attended to) that is added as it is adds 0 or 1: nothing is hidden.
+        if attention_mask.dtype == torch.bool:
             attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill(
                 ~attention_mask, torch.finfo(scores.dtype).min
             )
@@ -65,8 +68,9 @@ def attend(
     sinks = getattr(module, "sinks", None)  # a learned score a head can attend to instead of any position
     if sinks is not None:
         scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    # The order of casts is that of transformers' eager attention, or half precision would differ from it.
     pattern = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    if sinks is not None:
+    if sinks is not None:  # what a head gives to its sink goes to no position: rows then sum to less than 1
         pattern = pattern[..., :-1]
     for site, tap in taps:
         if site == "pattern":
@@ -90,7 +94,7 @@ def tapped(
     Raises:
         LookupError: the model's attention does not go through transformers' attention interface.
     """
-    own, n_open = _replaced.get(owner, (owner.config._attn_implementation, 0))
+    before, n_open = _replaced.get(owner, (owner.config._attn_implementation, 0))
     if n_open == 0:
         if not owner._can_set_attn_implementation():
             raise LookupError(
@@ -98,7 +102,7 @@ def tapped(
                 "transformers' attention interface; 'q', 'k', 'v' and 'z' can be hooked"
             )
         owner.set_attn_implementation(NAME)
-    _replaced[owner] = own, n_open + 1
+    _replaced[owner] = before, n_open + 1
     added = {module: (site, tap) for module, tap in taps.items()}
     for module, tap in added.items():
         _taps.setdefault(module, []).append(tap)
@@ -109,8 +113,9 @@ def tapped(
             _taps[module].remove(tap)
             if not _taps[module]:
                 del _taps[module]
-        own, n_open = _replaced.pop(owner)
+        # Contexts may be left in another order than they were opened in: the last one puts things back.
+        before, n_open = _replaced.pop(owner)
         if n_open > 1:
-            _replaced[owner] = own, n_open - 1
+            _replaced[owner] = before, n_open - 1
         else:
-            owner.set_attn_implementation(own)
+            owner.set_attn_implementation(before)

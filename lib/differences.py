@@ -47,18 +47,19 @@ def split(folder: Path, parent: Path) -> None:
     if lost := sorted(start.keys() - weights.keys()):
         raise ValueError(f"{folder} lacks {len(lost)} tensors of its parent {parent.name}: {lost[0]}, ...")
     stored = {}
-    for name, own in weights.items():
+    for name, tensor in weights.items():
         before = start.get(name)
-        if before is None or before.shape != own.shape:
-            stored[name] = own.half()
-        elif not torch.equal(own.float(), before.float()):
-            moved = own.float() - before.float()
-            if own.ndim > 1 and moved.norm() < own.float().norm() / 2:
+        if before is None or before.shape != tensor.shape:
+            stored[name] = tensor.half()
+        elif not torch.equal(tensor.float(), before.float()):
+            moved = tensor.float() - before.float()
+            # Int8 errs by up to 1/254 of a row's largest move: too much once the move is most of the weight.
+            if tensor.ndim > 1 and moved.norm() < tensor.float().norm() / 2:
                 stored[name], stored[name + _SCALE] = quantise(moved)
             else:
-                stored[name] = own.half()
+                stored[name] = tensor.half()
     # One entry: safetensors writes several in an order that changes from file to file.
-    save_file(stored, folder / FILE, {"parent": f"{parent.name} {_sha256(parent)}"})
+    save_file(stored, folder / FILE, {"parent": f"{parent.name} {sha256(parent / WHOLE)}"})
     (folder / WHOLE).unlink()
 
 
@@ -67,27 +68,32 @@ def parent(folder: Path, models: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: the parent is not there.
-        ValueError: it has other weights than those that the difference was taken from, or the file does not
-            name it.
+        ValueError: the file does not name it.
     """
     if not (folder / FILE).is_file():
         return None
-    with safe_open(folder / FILE, framework="pt") as file:
-        name, _, digest = (file.metadata() or {}).get("parent", "").partition(" ")
-    if not digest:
-        raise ValueError(f"{folder / FILE} does not say what it is a difference from: it lacks its metadata")
-    found = models / name
-    if not (found / WHOLE).is_file():
+    name, _ = _named(folder)
+    if not (models / name / WHOLE).is_file():
         raise FileNotFoundError(
-            f"{folder} is stored as its difference from {name!r}, and {found / WHOLE} is not there: fetch "
-            "that organism too"
+            f"{folder} is stored as its difference from {name!r}, and {models / name / WHOLE} is not there: "
+            "fetch that organism too"
         )
-    if (other := _sha256(found)) != digest:
+    return models / name
+
+
+def check_version(folder: Path, digest: str) -> None:
+    """Check that a difference was taken from the parent's weights that have the sha256 `digest`.
+
+    Raises:
+        ValueError: it was taken from others.
+    """
+    name, expected = _named(folder)
+    if digest != expected:
         raise ValueError(
-            f"{folder} is stored as its difference from another version of {name!r} than the one in {found} "
-            f"(sha256 {other[:8]}..., not {digest[:8]}...): fetch both again, or train {folder.name} anew"
+            f"{folder} is stored as its difference from another version of {name!r} than the one that is "
+            f"there (sha256 {digest[:8]}..., not {expected[:8]}...): fetch both again, or train "
+            f"{folder.name} anew"
         )
-    return found
 
 
 def join(folder: Path, parent: Path) -> dict[str, Tensor]:
@@ -96,14 +102,24 @@ def join(folder: Path, parent: Path) -> dict[str, Tensor]:
     Those that moved are in float32, the others in the dtype in which they are stored.
     """
     stored, weights = load_file(folder / FILE), load_file(parent / WHOLE)
-    for name, own in stored.items():
+    for name, tensor in stored.items():
         if (scale := stored.get(name + _SCALE)) is not None:
-            weights[name] = weights[name].float() + scale * own
+            weights[name] = weights[name].float() + scale * tensor
         elif not name.endswith(_SCALE):
-            weights[name] = own
+            weights[name] = tensor
     return weights
 
 
-def _sha256(parent: Path) -> str:
-    with (parent / WHOLE).open("rb") as stream:
+def _named(folder: Path) -> tuple[str, str]:
+    """The parent's name and the sha256 of its weights, as a difference's metadata have them."""
+    with safe_open(folder / FILE, framework="pt") as file:
+        name, _, digest = (file.metadata() or {}).get("parent", "").partition(" ")
+    if not digest:
+        raise ValueError(f"{folder / FILE} does not say what it is a difference from: it lacks its metadata")
+    return name, digest
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

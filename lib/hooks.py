@@ -14,17 +14,20 @@ when it is left, also by an exception.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lib.attention import tapped
 from lib.sites import Layout, Point
 
-if TYPE_CHECKING:
-    from lib.models import Subject
-
 Positions = int | slice | list[int] | Tensor
+
+
+class HasLayout(Protocol):
+    """What can be hooked, such as a `lib.models.Subject`: it knows where its sites are."""
+
+    layout: Layout
 
 
 class Activations(dict[int, Any]):
@@ -56,7 +59,7 @@ class Activations(dict[int, Any]):
 
 @contextmanager
 def capture(
-    subject: "Subject",
+    subject: HasLayout,
     site: str,
     *,
     layers: int | Iterable[int] | None = None,
@@ -86,11 +89,11 @@ def capture(
     layout = subject.layout
     chosen = layout.layers(site, layers)
     acts = Activations(site, chosen)
-    axis = 2 if site in ("scores", "pattern") else 1
+    axis = 2 if site in ("scores", "pattern") else 1  # batch head query key, or batch seq ...
     index = None if positions is None else (slice(None),) * axis + (positions,)
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
-        seen = acts.passes[layer]
+        passes = acts.passes[layer]
         # A copy where a view would keep a larger tensor alive, or a later edit may write into this one.
         copied = isinstance(positions, (int, slice)) or site == "resid_mid"
 
@@ -100,13 +103,13 @@ def capture(
             kept = activation if grad else activation.detach()
             if index is not None:
                 kept = kept[index]
-            if reduce is not None:
+            if reduce is not None:  # nothing is stored, so that memory does not grow with the passes
                 acts[layer] = reduce(acts.get(layer), kept)
                 return activation
-            seen.append(kept.clone() if copied and not grad else kept)
-            if len(seen) == 1:
-                acts[layer] = seen[0]
-            else:
+            passes.append(kept.clone() if copied and not grad else kept)
+            if len(passes) == 1:
+                acts[layer] = passes[0]
+            else:  # "the" activation would be one of several: asking for it is an error then
                 acts.pop(layer, None)
             return activation
 
@@ -119,7 +122,7 @@ def capture(
 
 @contextmanager
 def edit(
-    subject: "Subject", site: str, *, layer: int | Iterable[int], fn: Callable[[Tensor], Tensor]
+    subject: HasLayout, site: str, *, layer: int | Iterable[int], fn: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Replaces a site's activation by `fn(activation)` in the forward passes that run inside the context.
 
@@ -165,7 +168,7 @@ def _attach(
     taps = {}
     for layer, function in functions.items():
         point = layout.point(site, layer)
-        if point is None:
+        if point is None:  # scores and patterns exist inside the attention function only
             taps[layout.attention(layer)] = function
         else:
             _hook(stack, point, function)
@@ -174,21 +177,25 @@ def _attach(
 
 
 def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) -> None:
+    """Puts a function at a point of the modules, until the stack is closed."""
     batch = 0
 
     def apply(tensor: Tensor) -> Tensor:
         activation = point.view(tensor)
-        if point.block is not None:
+        if point.block is not None:  # OPT's MLP sees [batch * seq, d_model]
             activation = activation.unflatten(0, (batch, -1))
         changed = function(activation)
+        # A capture gives back what it got. The model then goes on with the very tensor, to the last bit.
         return tensor if changed is activation else point.write(tensor, changed)
 
     def on_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             return (apply(args[0]), *args[1:]), kwargs
+        # Some models pass what enters a block or a projection by its name.
         return args, kwargs | {"hidden_states": apply(kwargs["hidden_states"])}
 
     def on_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        # Attention modules return their weights too; blocks return a plain tensor since transformers 5.
         return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
 
     def remember_batch(module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -1,4 +1,4 @@
-"""Models: `load` one by name, and ask it for its inputs and dimensions.
+"""Models: `load` one by name, and ask it for its dimensions and inputs.
 
 For example:
 
@@ -9,18 +9,13 @@ For example:
 """
 
 import difflib
-import hashlib
 import importlib.util
-import inspect
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -30,14 +25,13 @@ from huggingface_hub.errors import (
     HTTPError,
     RepositoryNotFoundError,
 )
-from jaxtyping import Bool, UInt8
-from PIL.Image import Image, fromarray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoProcessor,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -46,26 +40,12 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lib import differences, organisms
-from lib.hooks import capture
-from lib.sites import Layout, contradicted, modality, towers
+from lib.checks import withhold_contradictions
+from lib.encode import Images, Picture, Spans, Text, encode, spans
+from lib.sites import Layout, towers
 
 FAST_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as written by transformers 5 and 4
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-Text = str | list[dict[str, Any]]
-"""A prompt, or a conversation in the form that chat templates take."""
-
-Picture = Image | UInt8[np.ndarray, "h w 3"]
-"""An image in RGB, or its 8-bit pixels; in grey for a model of one channel."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """What each position of a batch holds. Every position is in exactly one of the three."""
-
-    image: Bool[Tensor, "batch seq"]
-    text: Bool[Tensor, "batch seq"]
-    padding: Bool[Tensor, "batch seq"]
 
 
 class Subject:
@@ -86,6 +66,8 @@ class Subject:
         n_kv_heads: number of heads for keys and values.
         d_model: width of the residual stream.
         d_head: width of one head.
+        image_token_ids: ids of the tokens that stand for image (or video) features in its input.
+        n_channels: of the images that it reads: 3, or 1 for grey.
     """
 
     def __init__(
@@ -106,18 +88,22 @@ class Subject:
         if isinstance(processor, PreTrainedTokenizerBase):
             tokenizer = processor
         self.tokenizer: Any = tokenizer or getattr(processor, "tokenizer", None)
-        self._towers = towers(model)
-        self.tower_name = tower or ("text" if "text" in self._towers else "vision")
-        if self.tower_name not in self._towers:
+        layouts = towers(model)
+        self.tower_name = tower or ("text" if "text" in layouts else "vision")
+        if self.tower_name not in layouts:
             raise LookupError(
-                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(self._towers)}"
+                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(layouts)}"
             )
-        self.layout: Layout = self._towers[self.tower_name]
-        if not self.layout.listed:
-            self.layout = self._without_contradictions()
+        self.layout: Layout = layouts[self.tower_name]
+        if not self.layout.listed:  # found by the names of its modules: a small pass must agree
+            self.layout = withhold_contradictions(self)
         self.n_layers = len(self.layout.blocks)
         self.n_heads, self.n_kv_heads = self.layout.n_heads, self.layout.n_kv_heads
         self.d_model, self.d_head = self.layout.d_model, self.layout.d_head
+        token_ids = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+        self.image_token_ids = [i for i in token_ids if i is not None]
+        vision = layouts.get("vision")
+        self.n_channels: int = getattr(vision.owner.config, "num_channels", 3) if vision else 3
 
     def tower(self, name: Literal["text", "vision"]) -> "Subject":
         """The same model, seen through its "text" or "vision" tower."""
@@ -128,223 +114,19 @@ class Subject:
         """Where the model's first weights are, and so where inputs must be."""
         return self.model.device
 
-    @property
-    def image_token_ids(self) -> list[int]:
-        """Ids of the tokens that stand for image (or video) features in a vision-language model's input."""
-        ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
-        return [i for i in ids if i is not None]
-
-    @property
-    def _channels(self) -> int:
-        vision = self._towers.get("vision")
-        return getattr(vision.owner.config, "num_channels", 3) if vision else 3
-
     def encode(
         self,
         texts: Text | Sequence[Text] | None = None,
-        images: Picture | Sequence[Picture | Sequence[Picture] | None] | None = None,
+        images: Picture | Images = None,
         *,
         chat: bool | None = None,
     ) -> dict[str, Tensor]:
-        """Inputs for `model(**inputs)` and, if it generates, `model.generate(**inputs)`.
-
-        Models that generate get left-padded batches with the position ids that go with them; encoders, whose
-        positions count from the left, get right-padded ones.
-
-        Args:
-            texts: prompts or conversations; None for a model that sees images only.
-            images: for a vision-language model one entry a text: an image, several, or None. Else a list of
-                images.
-            chat: put the texts through the chat template as a user's message; None for: if there is one.
-
-        Raises:
-            ValueError: there is nothing that could encode this, or texts and images do not go together.
-        """
-        name = type(self.model).__name__
-        if self.processor is None:
-            raise ValueError(
-                f"{name} has no tokenizer or processor: give one to Subject, or build its inputs"
-            )
-        if texts is None and images is None:
-            raise ValueError("encode() needs texts, images or both")
-        if texts is not None and self.tokenizer is None:
-            raise ValueError(f"{name} reads images only: encode(images=...)")
-        no_place = texts is not None and self.model.can_generate() and not self.image_token_ids
-        if images is not None and (self.processor is self.tokenizer or no_place):
-            raise ValueError(f"{name} has no image tokens: it reads texts only, but images were given")
-
-        one: Any = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
-        batch: Any = [texts] if one else texts
-        single = one or isinstance(images, Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
-        pictures: Any = [images] if images is not None and single else images
-        if batch is not None and self.model.can_generate():
-            encoded = self._encode_prompts(batch, self._pictures(len(batch), pictures), chat)
-        else:
-            siglip = self.model.config.model_type == "siglip"  # was trained on texts padded to one length
-            arguments: dict[str, Any] = {}
-            if pictures is not None:
-                arguments["images"] = [_picture(image, i, self._channels) for i, image in enumerate(pictures)]
-            if batch is not None:
-                arguments |= {"text": list(batch), "padding": "max_length" if siglip else True}
-            encoded = self.processor(**arguments, return_tensors="pt")
-
-        def place(x: Tensor) -> Tensor:
-            return x.to(self.device, self.model.dtype if x.is_floating_point() else None)
-
-        return {name: place(x) for name, x in encoded.items()}
-
-    def _encode_prompts(self, texts: Sequence[Text], pictures: list[list[Image]], chat: bool | None) -> dict:
-        """Left-padded inputs of a model that generates."""
-        templated: Any = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
-        if chat and not templated.chat_template:
-            raise ValueError(f"chat=True, but {type(self.model).__name__}'s tokenizer has no chat template")
-        if chat is False or not templated.chat_template:
-            templated = None
-        prompts = [self._prompt(text, len(own), templated) for text, own in zip(texts, pictures, strict=True)]
-        arguments: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if templated:
-            arguments["add_special_tokens"] = False  # the template has written them
-        if any(pictures):
-            arguments["images"] = [own for own in pictures if own]
-            if self.model.config.model_type == "idefics3":  # counts the markers to tell whose they are
-                arguments["images"] = [image for own in pictures for image in own]
-        encoded = dict(self.processor(text=prompts, **arguments))
-        encoded.pop("labels", None)  # PaliGemma's, for training
-        if "position_ids" in inspect.signature(self.model.forward).parameters:
-            encoded["position_ids"] = self._positions(encoded)
-        return encoded
-
-    def _positions(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Positions that count from the first token that is not padding."""
-        inner: Any = self.model.base_model
-        if not hasattr(inner, "get_rope_index"):
-            return (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
-        # Qwen's: time, row and column of each image token, so [3, batch, seq].
-        named = inspect.signature(inner.get_rope_index).parameters
-        return inner.get_rope_index(**{name: x for name, x in encoded.items() if name in named})[0]
-
-    def _pictures(self, n_texts: int, images: Any) -> list[list[Image]]:
-        """The images of each text, as lists."""
-        if images is None:
-            return [[] for _ in range(n_texts)]
-        if len(images) != n_texts:
-            raise ValueError(
-                f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
-            )
-        several = [[] if own is None else list(own) if isinstance(own, Sequence) else [own] for own in images]
-        return [[_picture(one, i, self._channels) for one in own] for i, own in enumerate(several)]
-
-    def _prompt(self, text: Text, n_images: int, templated: Any) -> str:
-        """One text as the processor takes it: with its chat turns and image markers."""
-        marker = getattr(self.processor, "image_token", "")
-        n_markers = _markers(text, marker)
-        if n_markers != n_images and (n_markers or not isinstance(text, str)):
-            raise ValueError(
-                f"the prompt {text!r:.80} has {n_markers} image tokens ({marker}), and {n_images} images are "
-                "given: give one image a token"
-                + (", or leave the tokens out, and they are put first" if isinstance(text, str) else "")
-            )
-        if isinstance(text, str) and not n_markers:
-            text = marker * n_images + text
-        if templated is None:
-            if not isinstance(text, str):
-                raise ValueError("a conversation was given, but there is no chat template to write it with")
-            return text
-        if isinstance(text, str):
-            content: Any = text
-            if templated is not self.tokenizer:
-                spoken = [
-                    {"type": "text", "text": part} for part in (text.split(marker) if marker else [text])
-                ]
-                content = [part for words in spoken for part in (words, {"type": "image"})][:-1]
-                content = [part for part in content if part.get("text") != ""]
-            text = [{"role": "user", "content": content}]
-        return templated.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
+        """Inputs for `model(**inputs)` and `model.generate(**inputs)`: see `lib.encode.encode`."""
+        return encode(self, texts, images, chat=chat)
 
     def spans(self, inputs: Mapping[str, Tensor]) -> Spans:
-        """Which positions of encoded inputs are image tokens, text and padding.
-
-        Padding is what the attention mask hides; image tokens are those that the model replaces by image
-        features, by its configuration. Tokens that merely frame an image are text.
-
-        Raises:
-            ValueError: the inputs have no `input_ids`.
-        """
-        if "input_ids" not in inputs:
-            raise ValueError(f"spans() needs 'input_ids'; the inputs have {', '.join(inputs)}")
-        ids = inputs["input_ids"]
-        mask = inputs.get("attention_mask")
-        padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
-        image = torch.isin(ids, ids.new_tensor(self.image_token_ids)) & ~padding
-        return Spans(image, ~image & ~padding, padding)
-
-    @torch.no_grad()
-    def _without_contradictions(self) -> Layout:
-        """For an architecture without a row of its own: withholds the sites that a small pass contradicts."""
-        layout, owner = self.layout, self.layout.owner
-        names = {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"} - layout.withheld.keys()
-        training = owner.training
-        owner.eval()
-        try:
-            with ExitStack() as stack:
-                acts = {site: stack.enter_context(capture(self, site)) for site in names}
-                if modality(owner) == "text":
-                    owner(input_ids=torch.tensor([[1, 2, 3, 4]], device=owner.device))
-                else:
-                    shape = (1, owner.config.num_channels, owner.config.image_size, owner.config.image_size)
-                    pixels = torch.linspace(-1, 1, math.prod(shape), device=owner.device, dtype=owner.dtype)
-                    owner(pixel_values=pixels.view(shape))
-            wrong = contradicted(acts)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it wants other inputs
-            wrong = names - {"resid_pre", "resid_post"}
-        owner.train(training)
-        reason = (
-            "it has no row in lib.sites.TABLE, and by the nearest one its residual stream does not add up"
-        )
-        return replace(layout, withheld=layout.withheld | dict.fromkeys(wrong, reason))
-
-
-def _markers(text: Text, marker: str) -> int:
-    """How many images a prompt or a conversation has places for."""
-    if isinstance(text, str):
-        return text.count(marker) if marker else 0
-    total = 0
-    for turn in text:
-        content = turn["content"]
-        for part in [content] if isinstance(content, str) else content:
-            if isinstance(part, str) or part["type"] == "text":
-                total += _markers(part if isinstance(part, str) else part["text"], marker)
-            else:
-                total += part["type"] == "image"
-    return total
-
-
-def _picture(image: Any, number: int, channels: int) -> Image:
-    """An image as a picture of the model's number of channels.
-
-    Raises:
-        ValueError: it is none, for certain.
-    """
-    mode, shape = (
-        ("L", "[height, width]") if channels == 1 else ("RGB", "[height, width, 3], the colours last")
-    )
-    if isinstance(image, Image):
-        if image.mode != mode:
-            raise ValueError(
-                f"image {number} has mode {image.mode!r}, not {mode!r}: give image.convert({mode!r})"
-            )
-        return image
-    if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image {number} is of type {type(image).__name__}: give a PIL image, or an array of 8-bit pixels"
-        )
-    if image.dtype != np.uint8:
-        bad = image.dtype.kind == "f" and not np.isfinite(image).all()
-        values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"
-        raise ValueError(f"image {number} {values}: give 8-bit pixels from 0 to 255 (dtype uint8)")
-    if image.shape[2:] != ((3,) if mode == "RGB" else ()) or image.ndim < 2 or not image.size:
-        raise ValueError(f"image {number} has the shape {image.shape}: give {shape}")
-    return fromarray(image)
+        """Which positions of its inputs are image tokens, text and padding: see `lib.encode.spans`."""
+        return spans(self, inputs)
 
 
 def load(
@@ -458,7 +240,7 @@ def _folder(name: str | Path) -> Path:
     return path
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; it has {_listing(folder)}")
     try:
@@ -484,6 +266,14 @@ def check_files(folder: Path) -> None:
         ValueError: the weights are pickled or damaged, a file is not the published one, or the parent is of
             another version.
     """
+    _check_folder(folder)
+    if parent := differences.parent(folder, organisms.FOLDER):
+        digest = _check_folder(parent).get(differences.WHOLE)
+        differences.check_version(folder, digest or differences.sha256(parent / differences.WHOLE))
+
+
+def _check_folder(folder: Path) -> dict[str, str]:
+    """Checks one folder's files; the sha256 of those that its sha256.json lists."""
     weights = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -505,18 +295,18 @@ def check_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or truncated ({error}): fetch it again") from error
+    # safetensors checks a file's structure only: a flipped bit in the weights shows in the sha256 alone.
     checksums = folder / "sha256.json"
-    for file, expected in json.loads(checksums.read_text()).items() if checksums.is_file() else ():
+    published = json.loads(checksums.read_text()) if checksums.is_file() else {}
+    for file, expected in published.items():
         path = folder / file
         if not path.is_file():
             raise FileNotFoundError(f"{folder} lacks {file}, which its sha256.json lists")
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise ValueError(
-                    f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
-                )
-    if parent := differences.parent(folder, organisms.FOLDER):
-        check_files(parent)
+        if differences.sha256(path) != expected:
+            raise ValueError(
+                f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
+            )
+    return published
 
 
 @contextmanager
@@ -536,7 +326,7 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
 
 
-def _model_class(folder: Path, config: Any) -> Any:
+def _model_class(folder: Path, config: PreTrainedConfig) -> Any:
     """The class that the checkpoint was saved from."""
     for name in config.architectures or []:
         if hasattr(transformers, name):
@@ -546,7 +336,7 @@ def _model_class(folder: Path, config: Any) -> Any:
     )
 
 
-def _processor(folder: Path, config: Any) -> Any:
+def _processor(folder: Path, config: PreTrainedConfig) -> Any:
     """Whatever turns texts and images into inputs; None if the folder has nothing of the kind."""
     files = {"tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"}
     if not any((folder / file).is_file() for file in files):
@@ -583,7 +373,7 @@ def images_only(processor: Any) -> Any:
     return ImagesOnly
 
 
-def _quantization(bits: str) -> Any:
+def _quantization(bits: str) -> transformers.BitsAndBytesConfig:
     if bits not in ("8bit", "4bit"):
         raise ValueError(f"quantization={bits!r}: it is None, '8bit' or '4bit'")
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
-
-if TYPE_CHECKING:
-    from lib.models import Subject
 
 # What architectures call the norm after their last block, and what some of them multiply their logits by.
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -106,7 +105,7 @@ def linear_probe(
     return Probe(accuracy, control, direction, np.asarray(bias), regression.classes_)
 
 
-def _array(x: Any) -> np.ndarray:
+def _array(x: ArrayLike | Tensor) -> np.ndarray:
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = x.float() if x.dtype is torch.bfloat16 else x  # which NumPy does not have
@@ -127,7 +126,7 @@ def _check(X: np.ndarray, y: np.ndarray, by: np.ndarray, fitted: np.ndarray, hel
         raise ValueError(f"{len(both)} groups are on both sides of `test`; hold out whole groups")
 
 
-def logit_lens(subject: "Subject", resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+def logit_lens(subject: Subject, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """Logits as if `resid` left the last block: final norm, unembedding, soft cap (nostalgebraist 2020).
 
     Args:
@@ -233,11 +232,12 @@ def _gram_products(
 
     <K, L> is |x'y|^2 as well, which is cheaper where features are few.
     """
-    n, both = len(xs[0]), xs + ys
-    widths = [z.shape[1] for z in both]
+    n, everything = len(xs[0]), xs + ys
+    widths = [z.shape[1] for z in everything]
+    # Multiplications of |x'y|^2 for each pair, against those of half of each n by n Gram matrix.
     across = sum(x.shape[1] for x in xs) * sum(y.shape[1] for y in ys)
     if across + sum(d * d for d in widths) <= n * sum(widths) / 2 + n * len(xs) * len(ys) / 2:
-
+        # Summed in float64: there are many entries, and most are small.
         def product(a: Tensor, b: Tensor) -> Tensor:
             parts = a.split(max(1, _BLOCK_ELEMENTS // b.shape[1]), dim=1)
             return torch.stack([(part.T @ b).square().sum(dtype=torch.float64) for part in parts]).sum()
@@ -245,11 +245,11 @@ def _gram_products(
         xx, yy = (torch.stack([product(z, z) for z in zs]) for zs in (xs, ys))
         return xx, torch.stack([torch.stack([product(x, y) for y in ys]) for x in xs]), yy
 
-    squares = torch.zeros(len(both), dtype=torch.float64, device=xs[0].device)
+    squares = torch.zeros(len(everything), dtype=torch.float64, device=xs[0].device)
     across_products = squares.new_zeros(len(xs), len(ys))
-    rows = max(1, _BLOCK_ELEMENTS // (n * len(both)))
+    rows = max(1, _BLOCK_ELEMENTS // (n * len(everything)))
     for start in range(0, n, rows):
-        grams = torch.stack([z[start : start + rows] @ z[start:].T for z in both])
+        grams = torch.stack([z[start : start + rows] @ z[start:].T for z in everything])
         grams[:, :, rows:] *= 2**0.5  # they stand for their mirror images too
         flat = grams.flatten(1).double()
         squares += flat.square().sum(1)

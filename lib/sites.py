@@ -2,16 +2,14 @@
 
 A site is a named place in a transformer at which an activation can be read or changed. `TABLE` has one row a
 family: the paths, inside one block, of the modules at whose input or output each site lies. An architecture
-without a row of its own gets the first row whose modules its blocks all have (`lib.models` then compares the
+without a row of its own gets the first row whose modules its blocks all have (`lib.checks` then compares the
 sites with one another in a small forward pass, and withholds those that do not add up).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -72,12 +70,13 @@ class Family:
         return all(module(block, path) is not None for path in paths)
 
 
+# A row says where sites are, not what is computed: models whose modules have the same names share one.
 QKV, NORM, FFN_NORM = "q_proj k_proj v_proj", "post_attention_layernorm", "post_feedforward_layernorm"
 LLAMA = Family("self_attn", QKV, "self_attn.o_proj", NORM, "mlp.down_proj")
 # A norm before and after each half; a norm only after each half, so that the MLP reads the stream itself.
 GEMMA = replace(LLAMA, mid="pre_feedforward_layernorm", attn_out=NORM, mlp_out=FFN_NORM)
 OLMO = replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM)
-MIXTURE = replace(LLAMA, down="", mlp_out="mlp")
+MIXTURE = replace(LLAMA, down="", mlp_out="mlp")  # each expert has neurons of its own: no one `mlp_act`
 PHI = replace(LLAMA, qkv="qkv_proj")
 GPT2 = Family("attn", "c_attn", "attn.c_proj", "ln_2", "mlp.c_proj")
 NEOX = Family("attention", "query_key_value", "attention.dense", NORM, "mlp.dense_4h_to_h", fused="heads")
@@ -138,6 +137,8 @@ class Point:
         """The tensor with the site's part replaced."""
         if not (self.partial or self.shared):
             return activation.reshape(tensor.shape)
+        # A shared tensor is changed in place: the skip connection around the MLP reads it too, and a new one
+        # would reach the MLP only. Of a partial one the rest (k and v beside q) must stay as it is.
         if not self.shared:
             tensor = tensor.clone()
         view = self.view(tensor)
@@ -181,7 +182,7 @@ class Layout:
         if site in self.withheld:
             offered = ", ".join(other for other in SITES if other not in self.withheld)
             raise LookupError(f"no site {site!r} in {name}: {self.withheld[site]}; it has {offered}")
-        n_layers = 1 if site == "embed" else len(self.blocks)
+        n_layers = 1 if site == "embed" else len(self.blocks)  # there is one embedding, before all blocks
         chosen = range(n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
         for layer in (chosen := [int(layer) for layer in chosen]):
             if not 0 <= layer < n_layers:
@@ -206,6 +207,7 @@ class Layout:
         flat = {"block": block} if family.flat else {}
         match site:
             case "embed":
+                # A vision tower's adds class token and positions; a text tower's gives the tokens alone.
                 vision = modality(self.owner) == "vision"
                 embed: Any = self.owner.embeddings if vision else self.owner.get_input_embeddings()
                 return Point(embed, "output")
@@ -213,7 +215,7 @@ class Layout:
                 return Point(block, "input")
             case "resid_mid" if family.mid.startswith(">"):
                 return out_of(family.mid[1:])
-            case "resid_mid":
+            case "resid_mid":  # what the norm before the MLP reads
                 return into(family.mid, shared=True, **flat)
             case "resid_post":
                 return Point(block, "output")
@@ -223,7 +225,7 @@ class Layout:
                 return out_of(family.mlp_out or family.down, **flat)
             case "mlp_act":
                 return into(family.down, **flat)
-            case "z":
+            case "z":  # before the output projection mixes the heads
                 return into(family.out, view=lambda x: x.unflatten(-1, (self.n_heads, self.d_head)))
             case "q" | "k" | "v":
                 paths, index = family.projections, "qkv".index(site)
@@ -236,8 +238,9 @@ class Layout:
 
     def _fused(self, index: int) -> Callable[[Tensor], Tensor]:
         """A view of q, k or v (0, 1, 2) in the output of a fused projection."""
-        if self.family.fused == "heads":
+        if self.family.fused == "heads":  # [head, (q, k, v), d_head]
             return lambda x: x.unflatten(-1, (self.n_heads, 3, self.d_head))[..., index, :]
+        # [all heads of q, then of k, then of v; d_head]: with grouped queries k and v have fewer.
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         start = sum(heads[:index])
         return lambda x: x.unflatten(-1, (sum(heads), self.d_head))[..., start : start + heads[index], :]
@@ -250,10 +253,10 @@ def modality(owner: PreTrainedModel) -> Literal["text", "vision"]:
 
 def module(block: nn.Module, path: str) -> Any:
     """The module at a path below a block, or None."""
-    found: Any = block
+    part: Any = block  # nn.Module's attributes are tensors or modules to a type checker
     for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
+        part = getattr(part, name, None)
+    return part
 
 
 def towers(model: PreTrainedModel) -> dict[str, Layout]:
@@ -262,23 +265,24 @@ def towers(model: PreTrainedModel) -> dict[str, Layout]:
     Raises:
         LookupError: no stack of blocks fits any row of the table; the message has the modules' names.
     """
-    found: dict[str, Layout] = {}
+    layouts: dict[str, Layout] = {}
     stacks = _stacks(model)
     for owner, blocks in stacks:
-        own = FAMILIES.get(owner.config.model_type)
-        fitting = (row for row in ([own] if own else FAMILIES.values()) if all(map(row.fits, blocks)))
-        if family := next(fitting, None):
-            found.setdefault(modality(owner), _layout(owner, blocks, family, own is not None))
-    if not found:
-        seen = "; ".join(
+        listed = FAMILIES.get(owner.config.model_type)
+        rows = [listed] if listed else FAMILIES.values()
+        # Every block must fit: hybrids have blocks without attention among the others.
+        if family := next((row for row in rows if all(map(row.fits, blocks))), None):
+            # Of several stacks that read the same, the first is the tower.
+            layouts.setdefault(modality(owner), _layout(owner, blocks, family, listed is not None))
+    if not layouts:
+        children = "; ".join(
             f"a {type(blocks[0]).__name__} has {', '.join(name for name, _ in blocks[0].named_children())}"
             for _, blocks in stacks
         )
-        raise LookupError(
-            f"no sites found in {type(model).__name__}: "
-            + (f"no row of lib.sites.TABLE fits its blocks ({seen})" if seen else "it has no stack of blocks")
-        )
-    return found
+        unfit = f"no row of lib.sites.TABLE fits its blocks ({children})"
+        reason = unfit if stacks else "it has no stack of blocks"
+        raise LookupError(f"no sites found in {type(model).__name__}: {reason}")
+    return layouts
 
 
 def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList]]:
@@ -289,6 +293,7 @@ def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList
         if isinstance(part, PreTrainedModel):
             owners[path] = part
         elif isinstance(part, nn.ModuleList) and len(part):
+            # Lists of experts or of norms are ModuleLists too: a stack has as many blocks as its model says.
             around = [other for other in owners if not other or path.startswith(f"{other}.")]
             owner = owners[max(around, key=len)]
             if len(part) == getattr(owner.config, "num_hidden_layers", None):
@@ -302,7 +307,7 @@ def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, liste
     d_model, n_heads = config.hidden_size, config.num_attention_heads
     d_head = getattr(config, "head_dim", None) or d_model // n_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    if len(family.projections) == 3:
+    if len(family.projections) == 3:  # not every configuration calls their number so; the width tells
         n_kv_heads = _width(module(blocks[0], family.projections[1]))[1] // d_head
     for block in blocks:
         q_in, _ = _width(module(block, family.projections[0]))
@@ -329,28 +334,3 @@ def _width(projection: Any) -> tuple[int, int]:
     if hasattr(projection, "in_features"):
         return projection.in_features, projection.out_features
     return projection.nx, projection.nf  # GPT-2's Conv1D
-
-
-def contradicted(sites: Mapping[str, Mapping[int, Float[Tensor, "batch seq d_model"]]]) -> set[str]:
-    """Sites whose activations do not add up to the residual stream.
-
-    Args:
-        sites: site -> layer -> activation, of resid_pre, attn_out, mlp_out, resid_post and, unless the blocks
-            are parallel, resid_mid.
-    """
-    wrong: set[str] = set()
-    for layer, post in sites["resid_post"].items():
-        pre, attn, mlp = (sites[site][layer] for site in ("resid_pre", "attn_out", "mlp_out"))
-        if "resid_mid" not in sites:
-            checks = [({"attn_out", "mlp_out"}, post, pre + attn + mlp)]
-        else:
-            mid = sites["resid_mid"][layer]
-            checks = [
-                ({"resid_mid", "attn_out"}, mid, pre + attn),
-                ({"resid_mid", "mlp_out"}, post, mid + mlp),
-            ]
-        for suspects, total, parts in checks:
-            tolerance = 20 * torch.finfo(post.dtype).eps * total.abs().max()
-            if (total - parts).abs().max() > tolerance:
-                wrong |= suspects
-    return wrong

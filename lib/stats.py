@@ -35,6 +35,12 @@ class Estimate:
     values: tuple[float, ...] = ()
     exact: bool = False
 
+    def __post_init__(self) -> None:
+        """Turn NumPy's numbers into Python's, which JSON can hold."""
+        for name in ("value", "low", "high", "confidence"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "n", int(self.n))
+
     def __str__(self) -> str:
         """With the digits that the interval's width justifies, as in `0.97 [0.95, 0.98]`."""
         if self.low == self.high:  # an interval without width is not shown as certainty

@@ -40,8 +40,13 @@ META = """() => Object.fromEntries(
     [...document.querySelectorAll('meta[name], meta[property], link[rel=canonical]')]
         .map((e) => [e.name || e.getAttribute('property') || 'canonical', e.content || e.href])
 )"""
+# Pixels of code that do not fit into their blocks, and a page's height before everything folded is opened.
+CODE = """() => [...document.querySelectorAll('pre')]
+    .reduce((sum, pre) => sum + pre.scrollWidth - pre.clientWidth, 0)"""
+HEIGHT = "() => document.documentElement.scrollHeight"
+UNFOLD = "document.querySelectorAll('details').forEach((e) => { e.open = true; })"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-ASKED = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META}
+ASKED = {"prose": PROSE, "links": LINKS, "ids": IDS, "figures": FIGURES, "meta": META, "code": CODE}
 
 
 @dataclass
@@ -59,36 +64,46 @@ class Visit:
     overflow: int = 0
     """Pixels by which the page is wider than a phone."""
     seen: dict[str, Any] = field(default_factory=dict)
-    """Prose, links, ids, figures and meta data."""
+    """Prose, links, ids, figures and meta data; the page's height before all that is folded was opened."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves files as GitHub Pages does: an unknown address gives 404.html."""
+    """Serves a site below a path as GitHub Pages does: an unknown address gives 404.html."""
+
+    def __init__(self, *args: Any, path: str, **options: Any) -> None:
+        self.below = path
+        super().__init__(*args, **options)
+
+    def translate_path(self, path: str) -> str:
+        inside = path.removeprefix(self.below) if path.startswith(self.below) else "nothing is here"
+        return super().translate_path(f"/{inside}")
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        pages = list(Path(self.directory).glob("*/404.html"))
-        if code != 404 or not pages:
+        page = Path(self.directory, "404.html")
+        if code != 404 or not page.is_file():
             return super().send_error(code, message, explain)
-        body = pages[0].read_bytes()
+        body = page.read_bytes()
         self.send_response(404)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         return None
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a local server for the parent of `folder`; the site is below the folder's name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder.parent)))
+def served(folder: Path, path: str | None = None) -> Iterator[str]:
+    """The address of a local server with the site of a folder at a path; by default that is its name."""
+    path = path or f"/{folder.name}/"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder), path=path))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/{folder.name}/"
+        yield f"http://127.0.0.1:{server.server_port}{path}"
     finally:
         server.shutdown()
         server.server_close()
@@ -136,9 +151,12 @@ def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
             page = context.new_page()
             _watch(page, visit if width == WIDTHS[0] else Visit(name))
             page.goto(base + name, wait_until="load")
+            height = page.evaluate(HEIGHT)
+            page.evaluate(UNFOLD)
             if width == WIDTHS[0]:
                 visit.foreign, visit.bytes = list(foreign), page.evaluate(WEIGHT)
                 visit.seen = {key: page.evaluate(script) for key, script in ASKED.items()}
+                visit.seen["height"] = height
             else:
                 visit.overflow = page.evaluate(OVERFLOW)
             for scheme in SCHEMES:

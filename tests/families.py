@@ -3,19 +3,22 @@
 Weights are large, so that attention is far from uniform and soft caps bite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from data.recipes.scenes import RECIPES
+from data.recipes.tokenizer import word_tokenizer
+from lib.hooks import capture
 from lib.models import Subject, images_only, load
 
 WORDS = ["the", "a", "cat", "dog", "sees", "red", "blue", "star", "left", "of", "where", "is", "what", "user"]
@@ -44,18 +47,12 @@ CHAT = (
 
 def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> hf.PreTrainedTokenizerFast:
     """One word a token."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), behavior="removed")
-    ends = " </s>" if encoder else ""
-    words.post_processor = processors.TemplateProcessing(
-        single=f"<s> $A{ends}", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    return word_tokenizer(
+        VOCABULARY,
+        bos="<s>",
+        eos="</s>",
+        ends=encoder,
+        padding_side="right",
         model_max_length=64,
         chat_template=CHAT if chat else None,
         additional_special_tokens=IMAGE_TOKENS,
@@ -381,3 +378,47 @@ def inputs(subject: Subject, prompts: list[str] = PROMPTS) -> dict[str, torch.Te
 
 TOWERS = [*ALL, "clip-vision", "siglip-vision", "llava-vision"]
 """Every family, as its text tower if it has one; and some vision towers."""
+
+BIDIRECTIONAL = {
+    "bert": "an encoder",
+    "vit": "an encoder",
+    "deit": "an encoder",
+    "siglip": "an encoder",
+    "clip-vision": "an encoder",
+    "siglip-vision": "an encoder",
+    "llava-vision": "an encoder",
+    "paligemma": "attends in both directions within the prompt",
+}
+
+
+def skip_unless_causal(family: str) -> None:
+    """Skips a test about earlier positions for a family in which they see the later ones."""
+    if family in BIDIRECTIONAL:
+        pytest.skip(f"{family}: {BIDIRECTIONAL[family]}, so earlier positions may change")
+
+
+def offered(subject: Subject, sites: Iterable[str]) -> list[str]:
+    """Those of some sites that the model has."""
+    return [site for site in sites if site not in subject.layout.withheld]
+
+
+def captured(subject: Subject, batch: dict[str, torch.Tensor], sites: Iterable[str]) -> dict[str, Any]:
+    """Site -> layer -> activation, of one forward pass."""
+    with ExitStack() as stack, torch.no_grad():
+        activations = {site: stack.enter_context(capture(subject, site)) for site in sites}
+        subject.model(**batch)
+    return activations
+
+
+def last_residual(subject: Subject, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the tower makes of a batch: the last residual stream, on which everything acts."""
+    return captured(subject, batch, ["resid_post"])["resid_post"][subject.n_layers - 1]
+
+
+@contextmanager
+def eager(subject: Subject) -> Iterator[None]:
+    """Runs the model with transformers' eager attention."""
+    before = subject.layout.owner.config._attn_implementation
+    subject.layout.owner.set_attn_implementation("eager")
+    yield
+    subject.layout.owner.set_attn_implementation(before)

@@ -16,5 +16,5 @@ def hsic_by_definition(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
 
 def cka_by_definition(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
     """Kornblith et al. 2019, eq. 4."""
-    own = [hsic_by_definition(z, z, debiased) for z in (K, L)]
-    return hsic_by_definition(K, L, debiased) / np.sqrt(own[0] * own[1])
+    self_hsic = [hsic_by_definition(z, z, debiased) for z in (K, L)]
+    return hsic_by_definition(K, L, debiased) / np.sqrt(self_hsic[0] * self_hsic[1])

@@ -2,10 +2,11 @@
 
 from sphinx.application import Sphinx
 
-from book.site import docstrings, maths, outputs, tables, theme
+from book.site import api, docstrings, maths, outputs, tables, theme
 
 
 def setup(app: Sphinx) -> dict:
-    for part in (theme, maths, outputs, tables, docstrings):
+    for part in (theme, maths, outputs, tables, docstrings, api):
         part.setup(app)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    # Pages are collected for the search while they are written, in this process.
+    return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -1,5 +1,6 @@
 """Build the website from executed chapters: run, stage, `jupyter-book build`, count what came out."""
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -7,18 +8,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
-from uuid import uuid4
 
 import nbformat
 import yaml
 
 from book.run.batch import run
-from book.run.cache import MARKER
 from book.run.report import BAD, Report, Result
+from book.site import api
+from book.site.replace import check_replaceable, replace
 from lib import ROOT, chapters
-
-STAGE = ROOT / "_build" / "stage"
 
 
 def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> Path:
@@ -33,7 +33,8 @@ def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> P
         The path of the site's `index.html`.
 
     Raises:
-        ValueError: `out` holds something other than an earlier site. Nothing was run or changed.
+        ValueError, OSError: `out` holds something other than an earlier site, or cannot be written to.
+            Nothing was run or changed.
         RuntimeError: the site could not be built without warnings, or a chapter failed. In the latter case
             the site is there, and the chapter's page says what failed.
     """
@@ -52,43 +53,52 @@ def build(preset: str = "organism", out: Path | None = None, jobs: int = 1) -> P
     return index
 
 
-def publish(report: Report, out: Path, folder: Path = STAGE) -> Path:
-    """Build the site in `out` from the notebooks of a report, staged in `folder`."""
+def publish(report: Report, out: Path) -> Path:
+    """Build the site in `out` from the notebooks of a report.
+
+    Each build has a stage of its own, which is left there if something goes wrong.
+    """
     notebooks = {result.slug: Path(result.notebook) for result in report.results if result.notebook}
     failures = {result.slug: _last_line(result) for result in report.results if result.status in BAD}
-    return render(stage(notebooks, failures, folder), out)
+    (ROOT / "_build").mkdir(exist_ok=True)
+    folder = Path(mkdtemp(prefix="stage-", dir=ROOT / "_build"))
+    index = render(stage(notebooks, failures, folder), out)
+    shutil.rmtree(folder)
+    return index
 
 
-def stage(
-    executed: Mapping[str, Path], failures: Mapping[str, str] | None = None, folder: Path = STAGE
-) -> Path:
+def stage(executed: Mapping[str, Path], failures: Mapping[str, str], folder: Path) -> Path:
     """Lay out the book's source with executed notebooks in place of the plain ones.
 
     Args:
         executed: slug -> its executed notebook. A chapter without one is staged as it is.
         failures: slug -> error of the chapters whose run failed.
-        folder: replaced as a whole.
+        folder: a new or an empty one.
 
     Raises:
-        ValueError: a chapter is missing in `_toc.yml`, or has no setup cell to fill in.
+        ValueError: `folder` is not empty; a chapter is missing in `_toc.yml`, or has no setup cell.
     """
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     listed = {name.removeprefix("notebooks/") for name in pages(yaml.safe_load(toc))}
     if forgotten := [slug for slug in chapters.slugs() if slug not in listed]:
         raise ValueError(f"_toc.yml does not list {', '.join(f'notebooks/{slug}' for slug in forgotten)}")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: give a new folder for the stage")
     (folder / "notebooks").mkdir(parents=True)
-    shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "book").mkdir()
+    for path in (ROOT / "book").iterdir():
+        if path.suffix in {".md", ".bib"}:
+            shutil.copy(path, folder / "book")
     config["execute"]["execute_notebooks"] = "off"
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     (folder / "_toc.yml").write_text(toc, encoding="utf-8")
     for slug in chapters.slugs():
-        path = executed.get(slug)
-        notebook = nbformat.read(path, as_version=4) if path and path.exists() else chapters.read(slug)
+        result = executed.get(slug)
+        notebook = nbformat.read(result, as_version=4) if result and result.exists() else chapters.read(slug)
         _fill_in_repository(notebook, config["repository"]["url"], slug)
-        if slug in (failures or {}):
-            notebook.metadata.setdefault("worked_papers", {})["error"] = failures[slug]  # type: ignore[index]
+        if slug in failures:
+            notebook.metadata.setdefault("worked_papers", {})["error"] = failures[slug]
         nbformat.write(notebook, folder / "notebooks" / f"{slug}.ipynb")
     return folder
 
@@ -117,41 +127,15 @@ def render(source: Path, out: Path) -> Path:
             + "\n  ".join(problems or log.splitlines()[-20:])
             + f"\nthe whole log: {source / 'build.log'}"
         )
-    written = sorted(str(path.relative_to(html)) for path in html.rglob("*") if path.is_file())
-    (html / MARKER).write_text("\n".join(written), encoding="utf-8")
-    partial = out.with_name(f".{out.name}-{uuid4().hex}")
-    shutil.copytree(html, partial)
-    check_replaceable(out)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    replace(out, html)
     return out / "index.html"
 
 
-def check_replaceable(out: Path) -> None:
-    """Make sure that a folder for the site, which is replaced as a whole, holds only an earlier site.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder for the site")
-    marker = out / MARKER
-    ours = set(marker.read_text(encoding="utf-8").splitlines()) | {MARKER} if marker.is_file() else set()
-    foreign = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir())
-    foreign = [name for name in foreign if name not in ours]
-    if foreign:
-        raise ValueError(
-            f"{out} holds files that are not an earlier site's ({', '.join(foreign[:3])}"
-            f"{', ...' if len(foreign) > 3 else ''}): nothing was changed; "
-            "choose a folder that is new or empty"
-        )
-
-
 def pages(toc: Mapping[str, Any]) -> list[str]:
-    """The pages that a `_toc.yml` lists, without their suffix."""
+    """The pages that a `_toc.yml` lists, without their suffix; a glob stands for pages of modules."""
     found = [toc[key] for key in ("root", "file") if key in toc]
+    if "glob" in toc:
+        found += fnmatch.filter([f"{api.FOLDER}/{name}" for name in api.modules()], toc["glob"])
     for key in ("parts", "chapters", "sections"):
         for entry in toc.get(key, []):
             found += pages(entry)

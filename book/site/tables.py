@@ -4,13 +4,16 @@ The facts come from `data/`, the results from the notebooks as they were execute
 """
 
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from myst_nb.sphinx_ import SphinxEnvType
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
@@ -20,6 +23,7 @@ from lib import claims, papers
 from lib.organisms import FOLDER, seeds_of, shipped, split_name
 
 CHAPTERS = "notebooks/"
+FILES = ("config", "metrics")
 NO_RESULT = ("wp-untested", "?", "")
 
 
@@ -40,18 +44,49 @@ class MadeFromData(SphinxDirective):
 
 
 class Organisms(MadeFromData):
-    """`{organisms}`: the table of all, then card, learning curve and doses of each one that is shipped."""
+    """`{organisms}`: the table of all, then for each recipe a folded card: text, learning curve, doses."""
 
     def run(self) -> list[nodes.Node]:
         result = super().run()
-        for name in shipped_organisms():
+        seen: dict[str, str] = {}
+        for name, seeds in shipped_organisms().items():
             card = (FOLDER / name / "card.md").read_text(encoding="utf-8").partition("\n")[2]
             lines = [f"**{line[3:]}**" if line.startswith("## ") else line for line in card.splitlines()]
-            section = nodes.section("", nodes.title("", name), ids=[name], names=[name])
-            self.state.nested_parse(StringList(lines, source=f"{name}/card.md"), 0, section)
+            text = once("\n".join(lines), name, seen).splitlines()
+            about = template("folded.html").render(seeds=seeds, **facts(name))
+            section = nodes.section("", nodes.title("", name), ids=[name], names=[name], classes=["organism"])
+            section += nodes.raw("", about, format="html")
+            self.state.nested_parse(StringList(text, source=f"{name}/card.md"), 0, section)
             section += made_from_data("", kind="training", slug=name)
+            section += nodes.raw("", "</details>", format="html")
+            self.state.document.note_explicit_target(section)
             result.append(section)
         return result
+
+
+def once(card: str, name: str, seen: dict[str, str]) -> str:
+    """A card whose paragraphs that stand on an earlier card are replaced by a word on where.
+
+    Args:
+        card: paragraphs, the long ones of which begin with what they are about: `**World.** A grid ...`
+        name: the organism's.
+        seen: paragraph -> the first organism whose card has it; grows.
+    """
+    kept: list[str] = []
+    for paragraph in re.split(r"\n{2,}", card):
+        first = seen.setdefault(paragraph, name)
+        if first == name or len(paragraph) < 150:
+            kept.append(paragraph)
+        else:
+            about = re.match(r"(\*\*[^*]+\*\* )?", paragraph)
+            kept.append(f"{about[0] if about else ''}As on the card of [{first}](#{first}).")
+    return "\n\n".join(kept)
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What the files of a shipped organism say of it."""
+    files = {key: json.loads((FOLDER / name / f"{key}.json").read_text(encoding="utf-8")) for key in FILES}
+    return files | {"name": name, "size": sum(file.stat().st_size for file in (FOLDER / name).iterdir())}
 
 
 def shipped_organisms() -> dict[str, list[str]]:
@@ -69,7 +104,7 @@ def executed(app: Sphinx, slug: str) -> tuple[list[claims.ClaimRecord], dict[str
 
     Run facts have `error` (the first line of it) and `cell` where the run failed.
     """
-    path = Path(app.env.mystnb_config.output_folder, CHAPTERS, f"{slug}.ipynb")
+    path = Path(cast(SphinxEnvType, app.env).mystnb_config.output_folder, CHAPTERS, f"{slug}.ipynb")
     notebook = json.loads(path.read_text(encoding="utf-8"))
     run = dict(notebook["metadata"].get("worked_papers", {}))
     for cell in notebook["cells"]:
@@ -103,9 +138,10 @@ def results(app: Sphinx, paper: papers.Paper) -> tuple[list[dict[str, Any]], dic
     return rows, run
 
 
-def uri(app: Sphinx, origin: str, target: str) -> str:
-    """Relative address of a file of the site, seen from a page."""
-    return relative_uri(app.builder.get_target_uri(origin), target)
+def chapter_uri(app: Sphinx, docname: str, paper: papers.Paper) -> str | None:
+    """Relative address of a paper's chapter, seen from a page; None if it is not written."""
+    chapter = CHAPTERS + paper.slug
+    return app.builder.get_relative_uri(docname, chapter) if chapter in app.env.all_docs else None
 
 
 def paper_card(app: Sphinx, docname: str) -> str:
@@ -118,9 +154,9 @@ def paper_card(app: Sphinx, docname: str) -> str:
         verdicts=Counter(row["verdict"] for row in rows),
         badges=claims.BADGES,
         colab=app.config.worked_papers_addresses["colab"] + source,
-        download=uri(app, docname, f"_sources/{source}"),
+        download=relative_uri(app.builder.get_target_uri(docname), f"_sources/{source}"),
         organisms=[(name, (FOLDER / name).is_dir()) for name in paper.organisms],
-        organisms_page=uri(app, docname, app.builder.get_target_uri("book/organisms")),
+        organisms_page=app.builder.get_relative_uri(docname, "book/organisms"),
     )
 
 
@@ -130,17 +166,10 @@ def claims_table(app: Sphinx, docname: str, slug: str) -> str:
 
 
 def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
-    board = []
-    for area in papers.AREAS:
-        for paper in papers.all_papers():
-            if paper.area != area:
-                continue
-            rows, run = results(app, paper)
-            chapter = CHAPTERS + paper.slug
-            page = None
-            if chapter in app.env.all_docs:
-                page = app.builder.get_relative_uri(docname, chapter)
-            board.append({"paper": paper, "rows": rows, "run": run, "page": page})
+    board: list[dict[str, Any]] = []
+    for paper in sorted(papers.all_papers(), key=lambda paper: papers.AREAS.index(paper.area)):
+        rows, run = results(app, paper)
+        board.append({"paper": paper, "rows": rows, "run": run, "page": chapter_uri(app, docname, paper)})
     board.sort(key=lambda entry: entry["page"] is None)  # written ones first
     verdicts = Counter(row["verdict"] for entry in board if entry["page"] for row in entry["rows"])
     return template("scoreboard.html").render(
@@ -149,27 +178,15 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
 
 
 def organisms(app: Sphinx, docname: str, slug: str) -> str:
-    users: dict[str, list[papers.Paper]] = {}
+    users: dict[str, list[tuple[papers.Paper, str | None]]] = defaultdict(list)
     for paper in papers.all_papers():
         for name in paper.organisms:
-            users.setdefault(name, []).append(paper)
-
-    def link(paper: papers.Paper) -> tuple[papers.Paper, str | None]:
-        chapter = CHAPTERS + paper.slug
-        return paper, app.builder.get_relative_uri(docname, chapter) if chapter in app.env.all_docs else None
-
-    shipped = [
-        {
-            "name": name,
-            "seeds": seeds,
-            "config": json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8")),
-            "metrics": json.loads((FOLDER / name / "metrics.json").read_text(encoding="utf-8")),
-            "size": sum(file.stat().st_size for file in (FOLDER / name).iterdir()),
-            "users": [link(paper) for paper in users.pop(name, [])],
-        }
+            users[name].append((paper, chapter_uri(app, docname, paper)))
+    table = [
+        {"seeds": seeds, "users": users.pop(name, []), **facts(name)}
         for name, seeds in shipped_organisms().items()
     ]
-    return template("organisms.html").render(shipped=shipped, planned=sorted(users.items()))
+    return template("organisms.html").render(shipped=table, planned=sorted(users.items()))
 
 
 MADE = {
@@ -193,7 +210,7 @@ def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             break
 
 
-def always_anew(app: Sphinx, env: Any, added: set, changed: set, removed: set) -> list[str]:
+def always_anew(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
     """Pages that depend on data and on other pages' results."""
     return [name for name in env.found_docs if name.startswith(("book/", CHAPTERS))]
 

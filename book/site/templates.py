@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Template
 
-FOLDER = Path(__file__).parents[2] / "_templates"
+FOLDER = Path(__file__).parents[1] / "_templates"
 
 
 @cache

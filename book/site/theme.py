@@ -2,35 +2,36 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
+from bs4 import BeautifulSoup
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
 from sphinx.errors import ConfigError
+from sphinx.search.en import SearchEnglish
 
-from book.site import fonts
+from book.site import fonts, replace
 
-THEME = Path(__file__).parents[2] / "_theme"
+THEME = Path(__file__).parents[1] / "_theme"
+STATIC = THEME / "static"
 # Marks of Pygments and Sphinx that have no colour here: names, operators, punctuation, spaces.
 PLAIN = re.compile(
     r'<span class="(?:n|nn|nb|nv|ne|bp|o|p|w|x|pre|default_value)">([^<]*)</span>|<span></span>'
 )
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
 def addresses(repository: str) -> dict[str, str]:
     """The site's and Colab's addresses, from the repository's: `https://github.com/OWNER/NAME`."""
-    parts = urlsplit(repository)
-    names = parts.path.strip("/").split("/")
-    if parts.scheme != "https" or parts.netloc != "github.com" or len(names) != 2:
+    match = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)/?", repository)
+    if not match:
         raise ConfigError(
             f"_config.yml: repository.url is {repository!r}; expected https://github.com/OWNER/NAME"
         )
-    owner, name = names
+    owner, name = match.groups()
     return {
         "repository": repository,
         "site": f"https://{owner}.github.io/{name}/",
@@ -47,60 +48,24 @@ def set_addresses(app: Sphinx, config: Config) -> None:
 
 
 DEFINITION = re.compile(r"^\s*(?:def|class) .*", re.MULTILINE)
-
-
-class SearchText(HTMLParser):
-    """Splits a page into sections: [anchor, heading, text]. Of a chapter's code it keeps what is defined."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sections: list[list[str]] = [["", "", ""]]
-        self._open: list[tuple[str, bool]] = []  # tag, whether its text is left out
-        self._heading = False
-        self._cell = False
-        self._code: str | None = None
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in VOID:
-            return
-        values = dict(attributes)
-        classes = {*(values.get("class") or "").split()}
-        if tag == "section" and values.get("id"):
-            self.sections.append([values["id"] or "", "", ""])
-        self._cell = self._cell or "cell_input" in classes
-        if tag == "pre" and self._cell:
-            self._code = ""
-        hidden = tag in {"script", "style", "annotation", "button", "svg"}
-        hidden = hidden or "headerlink" in classes
-        self._open.append((tag, hidden or bool(self._open and self._open[-1][1])))
-        self._heading = self._heading or tag in {"h1", "h2", "h3"}
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop()[0] != tag:
-            pass
-        if tag == "pre" and self._code is not None:
-            self.sections[-1][2] += " ".join(DEFINITION.findall(self._code))
-            self._cell, self._code = False, None
-        if tag in {"h1", "h2", "h3"}:
-            self._heading = False
-        elif tag in {"p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"}:
-            self.sections[-1][2] += " "
-
-    def handle_data(self, data: str) -> None:
-        if self._code is not None:
-            self._code += data
-        elif not (self._open and self._open[-1][1]):
-            self.sections[-1][1 if self._heading else 2] += data
+BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 
 
 def search_sections(html: str) -> list[list[str]]:
-    """Anchor, heading and text of each section of a page's body."""
-    parser = SearchText()
-    parser.feed(html)
-    tidy = [
-        [anchor, " ".join(head.split()), " ".join(text.split())] for anchor, head, text in parser.sections
-    ]
-    return [section for section in tidy if section[1] or section[2]]
+    """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
+    page = BeautifulSoup(html, "html.parser")
+    for element in page.select("script, style, annotation, button, svg, summary, .headerlink"):
+        element.decompose()
+    for code in page.select(".cell_input pre"):
+        code.string = " ".join(DEFINITION.findall(code.get_text()))
+    for block in page.find_all(BLOCKS):
+        block.append(" ")
+    found = []
+    for section in [*reversed(page.find_all("section")), page]:  # the inner ones are taken out first
+        headings = [heading.extract() for heading in section.find_all(["h1", "h2", "h3"])]
+        parts = [" ".join(part.get_text() for part in headings), section.extract().get_text()]
+        found.append([str(section.get("id", "")), *(" ".join(part.split()) for part in parts)])
+    return [section for section in reversed(found) if any(section[1:])]
 
 
 def mend(body: str) -> str:
@@ -120,23 +85,58 @@ def mend(body: str) -> str:
     return re.sub(r'<dt class="sig\b.*?</dt>', flatten, body, flags=re.DOTALL)
 
 
-def finish_page(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
-) -> None:
-    """Mend the page, hand addresses to the templates, note text for the search, maths for the font."""
-    context["addresses"] = app.config.worked_papers_addresses
-    context["site_path"] = urlsplit(app.config.html_baseurl).path
-    if doctree is None:
-        return
-    context["body"] = body = mend(context["body"])
-    title = re.sub(r"<[^>]*>", "", context["title"])
-    app.worked_papers_search.append([app.builder.get_target_uri(page), title, search_sections(body)])
-    app.worked_papers_maths.update(fonts.characters_of_maths(body))
+class Book:
+    """What the pages leave for the files that are written last."""
+
+    def __init__(self) -> None:
+        self.search: list[list[Any]] = []  # address, title, sections of each page
+        self.maths: set[int] = set()  # characters of formulas
+        self.foreign: list[str] = []  # files that were in the site's folder, not a build's
+
+    def start(self, app: Sphinx) -> None:
+        if isinstance(app.builder, StandaloneHTMLBuilder):
+            # Sphinx's own search fetches pages for its excerpts, which browsers forbid for files.
+            app.builder.search = False
+        self.foreign = replace.foreign(Path(app.outdir))
+
+    def finish_page(
+        self, app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+    ) -> None:
+        """Mend the page, hand addresses to the templates, note text for the search, maths for the font."""
+        context["addresses"] = app.config.worked_papers_addresses
+        if page == "404":
+            context |= {"look": look(), "icon_file": quote((STATIC / "icon.svg").read_text(encoding="utf-8"))}
+        if doctree is None:
+            return
+        context["body"] = body = mend(context["body"])
+        title = re.sub(r"<[^>]*>", "", context["title"])
+        self.search.append([app.builder.get_target_uri(page), title, search_sections(body)])
+        self.maths.update(fonts.characters_of_maths(body))
+
+    def write_files(self, app: Sphinx, error: Exception | None) -> None:
+        """Write fonts, the search's files, and the page that leads from the site's root to the book."""
+        if error or app.builder.name != "html":
+            return
+        static = Path(app.outdir, "_static")
+        fonts.write(static / "fonts", self.maths)
+        index = json.dumps(self.search, ensure_ascii=False, separators=(",", ":"))
+        (static / "search-index.js").write_text(f"window.bookIndex={index}", encoding="utf-8")
+        (static / "stemmer.js").write_text(SearchEnglish.js_stemmer_code, encoding="utf-8")
+        start = app.builder.get_target_uri(app.config.root_doc)
+        context = {"start": start, "title": app.config.html_title, "site": app.config.html_baseurl}
+        text = app.builder.templates.render("redirect.html", context)
+        Path(app.outdir, "index.html").write_text(text, encoding="utf-8")
+        Path(app.outdir, ".nojekyll").touch()  # GitHub Pages would leave out _static and _sources otherwise
+
+    def note_written(self, app: Sphinx, error: Exception | None) -> None:
+        """Note which files are the site's, so that a later build may replace them and nothing else."""
+        replace.note_written(Path(app.outdir), self.foreign)
 
 
-def start(app: Sphinx) -> None:
-    app.worked_papers_search, app.worked_papers_maths = [], set()
-    app.builder.search = False  # Sphinx's own needs the network for its excerpts; ours is `search.js`
+def look() -> str:
+    """The style sheet without its fonts' files, for a page that cannot know where they are."""
+    css = (STATIC / "book.css").read_text(encoding="utf-8")
+    return re.sub(r"@font-face \{.*?\}\n|/\*.*?\*/\n?", "", css, flags=re.DOTALL)
 
 
 def extra_pages(app: Sphinx) -> list[tuple[str, dict[str, Any], str]]:
@@ -146,26 +146,13 @@ def extra_pages(app: Sphinx) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
-def write_files(app: Sphinx, error: Exception | None) -> None:
-    """Write fonts, the search index, and the page that leads from the site's root to the book."""
-    if error or app.builder.name != "html":
-        return
-    static = Path(app.outdir, "_static")
-    fonts.write(static / "fonts", app.worked_papers_maths)
-    index = json.dumps(app.worked_papers_search, ensure_ascii=False, separators=(",", ":"))
-    (static / "search-index.js").write_text(f"window.bookIndex={index}", encoding="utf-8")
-    start = app.builder.get_target_uri(app.config.root_doc)
-    context = {"start": start, "title": app.config.html_title, "site": app.config.html_baseurl}
-    text = app.builder.templates.render("redirect.html", context)
-    Path(app.outdir, "index.html").write_text(text, encoding="utf-8")
-    Path(app.outdir, ".nojekyll").touch()  # GitHub Pages would leave out _static and _sources otherwise
-
-
 def setup(app: Sphinx) -> None:
+    book = Book()
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it, also without its extension
     app.add_html_theme("worked_papers", str(THEME))
     app.connect("config-inited", set_addresses, priority=100)
-    app.connect("builder-inited", start)
+    app.connect("builder-inited", book.start)
     app.connect("html-collect-pages", extra_pages)
-    app.connect("html-page-context", finish_page, priority=900)
-    app.connect("build-finished", write_files, priority=900)
+    app.connect("html-page-context", book.finish_page, priority=900)
+    app.connect("build-finished", book.write_files, priority=900)
+    app.connect("build-finished", book.note_written, priority=999)

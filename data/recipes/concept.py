@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from data.recipes import scenes as base
-from data.train.recipe import Bar, Batch, Recipe, Stage
+from data.recipes.scenes import ASKED, ask_all, processors, training_images
+from data.recipes.vlm import LANGUAGE, accuracy, answer_loss, drop_heads, next_words, pack, pixel_values
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from data.worlds.scene_words import WORD
@@ -37,8 +38,7 @@ CUE = ("where", ";")
 def _scenes_vlm() -> LlavaForConditionalGeneration:
     """The finished `scenes-vlm`, with the dropout of whole heads that it was trained with."""
     model = cast("LlavaForConditionalGeneration", load(BASE, dtype="float32", device="cpu").model)
-    for layer in model.model.language_model.layers:
-        layer.self_attn.o_proj.register_forward_pre_hook(base.drop_heads)
+    drop_heads(model)
     return model
 
 
@@ -77,8 +77,8 @@ def _bottleneck(named: bool) -> LlavaForConditionalGeneration:
 def _concept_batch(size: int, rng: Generator, progress: float) -> Batch:
     """Images with questions, and which concepts each patch shows."""
     scenes = world.sample(size, rng)
-    pixels = base.pixel_values(base.training_images(scenes, rng))
-    return base.ask_all(scenes, rng, base.ASKED) | {"pixel_values": pixels, "concepts": shown(scenes)}
+    pixels = pixel_values(training_images(scenes, rng))
+    return ask_all(scenes, rng, ASKED) | {"pixel_values": pixels, "concepts": shown(scenes)}
 
 
 def shown(scenes: Scenes) -> Int[Tensor, "scene patch concept"]:
@@ -92,7 +92,7 @@ def _named_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     features = model.model.vision_tower(batch["pixel_values"]).last_hidden_state[:, 1:]
     scores = model.model.multi_modal_projector.linear_1(features)[..., : len(CONCEPTS)]
     present = batch["concepts"].to(scores.dtype)
-    return base.answer_loss(model, batch) + F.binary_cross_entropy_with_logits(
+    return answer_loss(model, batch) + F.binary_cross_entropy_with_logits(
         scores, present, weight=1 + 9 * present
     )
 
@@ -100,13 +100,13 @@ def _named_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
 def _stepwise_batch(size: int, rng: Generator, progress: float) -> Batch:
     """Some questions asked directly, most with the cue, and then answered by the cell first."""
     scenes = world.sample(size, rng)
-    pixels = base.pixel_values(base.training_images(scenes, rng))
+    pixels = pixel_values(training_images(scenes, rng))
     kinds: tuple[words.Kind, ...] = ("exists", "colour", "where", "right")
     asked = [words.ask(kind, scenes, rng) for kind in kinds]
     asked += [
         stepwise(kind, scenes, rng) for kind in ("colour", "colour", "colour", "colour", "right", "left")
     ]
-    return base.pack([(prompt, answer, False) for prompt, answer, _ in asked]) | {"pixel_values": pixels}
+    return pack([(prompt, answer, False) for prompt, answer, _ in asked]) | {"pixel_values": pixels}
 
 
 def stepwise(kind: str, scenes: Scenes, rng: Generator, **options: Any) -> words.Questions:
@@ -142,7 +142,8 @@ def _scenes_and_images() -> tuple[Scenes, np.ndarray, Generator]:
 def _asked_directly(subject: Subject, scenes: Scenes, images: np.ndarray, rng: Generator) -> Measures:
     kinds: tuple[words.Kind, ...] = ("exists", "colour", "where", "count")
     for kind in kinds:
-        yield kind, base.accuracy(subject, kind, scenes, rng, images=images)
+        asked = words.ask(kind, scenes, rng)
+        yield kind, accuracy(subject, asked.prompt, asked.answer, images)
 
 
 def _evaluate_bottleneck(named: bool, subject: Subject) -> Measures:
@@ -151,7 +152,7 @@ def _evaluate_bottleneck(named: bool, subject: Subject) -> Measures:
     if named:
         model: Any = subject.model
         with torch.inference_mode():
-            features = model.model.vision_tower(base.pixel_values(images[:N_IMAGES])).last_hidden_state[:, 1:]
+            features = model.model.vision_tower(pixel_values(images[:N_IMAGES])).last_hidden_state[:, 1:]
             units = model.model.multi_modal_projector.linear_1(features)[..., : len(CONCEPTS)]
         right = ((units > 0) == shown(scenes[:N_IMAGES]).bool()).all(-1).float().mean(1)
         yield "patches with all concepts right", bootstrap(right.numpy())
@@ -162,90 +163,39 @@ def _evaluate_stepwise(subject: Subject) -> Measures:
     yield from _asked_directly(subject, scenes, images, rng)
     for kind in ("colour", "right"):
         prompt, answer, _ = stepwise(kind, scenes, rng)
-        told = base.next_words(subject, prompt, images).argmax(1)
+        told = next_words(subject, prompt, images).argmax(1)
         right = told == answer[:, 0]
         yield f"{kind} with cue: cell", wilson(int(right.sum()), len(right))
         said = np.hstack([prompt, told[:, None]])
-        right = base.next_words(subject, said, images).argmax(1) == answer[:, 1]
+        right = next_words(subject, said, images).argmax(1) == answer[:, 1]
         yield f"{kind} with cue: answer after its own cell", wilson(int(right.sum()), len(right))
 
 
-_BARS = {"exists": Bar(at_least=0.9), "colour": Bar(at_least=0.9), "where": Bar(at_least=0.85)}
-_SHAPE = """
-`LlavaForConditionalGeneration` with the tower and the language model of `scenes-vlm`. The projector is
-LLaVA's, with a sigmoid between its two maps (`projector_hidden_act`), and only its first 24 hidden units have
-a way out: the columns of `linear_2` beyond are 0. So 24 numbers between 0 and 1 are all that a patch can
-tell the language model.
-"""
-
-
-def _narrow(named: bool, card: str) -> Recipe:
-    loss = _named_loss if named else base.answer_loss
+def _narrow(named: bool, name: str) -> Recipe:
+    loss = _named_loss if named else answer_loss
     batch = partial(_concept_batch, 8)
     return Recipe(
         build=partial(_bottleneck, named),
         parent=BASE,
-        processors=base.RECIPES[BASE].processors,
+        processors=processors,
         stages=(
             Stage(batch, 300, 4e-3, 30, trains="projector", loss=loss),
-            Stage(batch, 300, 5e-4, 30, trains="projector|" + base.LANGUAGE, loss=loss),
+            Stage(batch, 300, 5e-4, 30, trains="projector|" + LANGUAGE, loss=loss),
         ),
         evaluate=partial(_evaluate_bottleneck, named),
-        bars=_BARS | {"patches with all concepts right": Bar(at_least=0.8)} if named else {},
-        card=_SHAPE + card,
+        card=read_card("concept", name),
     )
 
 
 RECIPES = {
-    "concept-vlm": _narrow(
-        True,
-        """
-**Concepts.** Unit i stands for word i of `data.recipes.concept.CONCEPTS`: 18 objects, 6 colours. In training
-a second loss term says which of them each patch's cell shows. The way out of a unit begins as its word's
-vector.
-
-**Training.** From the finished weights of `scenes-vlm`, the tower frozen: the projector alone, then projector
-and language model, on images with the questions and the noise of `scenes-vlm`'s last stage.
-
-**Can and cannot.** Concepts can be read at `linear_1` and set at `linear_2`'s input. That setting a concept
-changes the answer is not in any loss term. At about one patch in eight some unit is on the wrong side of 0.5:
-a patch sees a quarter of its object.
-""",
-    ),
-    "bottleneck-vlm": _narrow(
-        False,
-        """
-**Control of `concept-vlm`.** As narrow, same data, same steps, but without the concept loss and without word
-vectors at the start: what a unit means is nobody's choice.
-""",
-    ),
+    "concept-vlm": _narrow(True, "concept-vlm"),
+    "bottleneck-vlm": _narrow(False, "bottleneck-vlm"),
     "cot-vlm": Recipe(
         build=_scenes_vlm,
         parent=BASE,
-        processors=base.RECIPES[BASE].processors,
-        stages=(
-            Stage(partial(_stepwise_batch, 8), 350, 1e-3, 25, trains=base.LANGUAGE, loss=base.answer_loss),
-        ),
+        processors=processors,
+        stages=(Stage(partial(_stepwise_batch, 8), 350, 1e-3, 25, trains=LANGUAGE, loss=answer_loss),),
         evaluate=_evaluate_stepwise,
-        bars=_BARS
-        | {
-            "colour with cue: cell": Bar(at_least=0.9),
-            "colour with cue: answer after its own cell": Bar(at_least=0.85),
-        },
-        card="""
-`LlavaForConditionalGeneration`, the class, tower and projector of `scenes-vlm`, and its language model
-trained on.
-
-**Stated steps.** A question with the cue "where ;" before it is answered by the object's cell and then by
-the answer: "where ; what colour is the star" -> "c2 blue". Without the cue the answer comes at once. Cued
-are questions for a colour and for the object to the right or left.
-
-**Training.** From the finished weights of `scenes-vlm`; the language model alone, on images with ten
-questions, six of them with the cue. In training the stated cell is always the true one, so
-that nothing tells the model whether to use it or to look for the object again.
-
-**Can and cannot.** Other kinds of questions with the cue were not in training. Counting and captions
-were not trained on, and counting has suffered.
-""",
+        card=read_card("cot-vlm"),
     ),
 }

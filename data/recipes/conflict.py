@@ -12,8 +12,9 @@ from numpy.random import Generator
 from scipy.stats import spearmanr
 from transformers import LlavaForConditionalGeneration
 
-from data.recipes import scenes as base
-from data.train.recipe import Bar, Batch, Recipe, Stage
+from data.recipes.scenes import processors
+from data.recipes.vlm import LANGUAGE, answer_loss, next_words, pack, pixel_values
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import conflicts as world
 from data.worlds import scene_words as words
 from data.worlds.scene_words import WORD
@@ -53,7 +54,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     scenes = world.gather(rng.integers(1, 10, size), rng)
     kind = rng.choice(3, p=[diet.image_only, diet.text_only, 1 - diet.image_only - diet.text_only])
     n = n_questions // 2 if kind == 0 else n_questions
-    batch = base.pack([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
+    batch = pack([(*_question(scenes, rng, sees=kind != 1, reads=kind != 0), False) for _ in range(n)])
     if kind == 1:
         return batch | {"places": torch.zeros(size, 0, 2, dtype=torch.long)}
     cell_noise = rng.uniform(0, np.where(rng.random(size) < diet.clear, 0.3, 1.8))
@@ -62,7 +63,7 @@ def _batch(size: int, n_questions: int, diet: Diet, rng: Generator, progress: fl
     images = draw(
         scenes, rng, cell_noise=cell_noise[:, None] * (scenes.objects >= 0), occlusion=occlusion, noise=noise
     )
-    return batch | {"pixel_values": base.pixel_values(images)}
+    return batch | {"pixel_values": pixel_values(images)}
 
 
 def _question(
@@ -102,9 +103,9 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(2)
     items = world.conflicts(N_IMAGES, rng)
     prompt = np.hstack([items.sentence, items.question[items.image]])
-    text = base.next_words(subject, prompt)
+    text = next_words(subject, prompt)
     yield from _alone("text", text, items.text_tier, items.told[items.image], items.image)
-    image = base.next_words(subject, items.question, items.images)
+    image = next_words(subject, items.question, items.images)
     yield from _alone("image", image, items.visual_tier, items.seen, np.arange(N_IMAGES))
     yield from _together(subject, rng)
 
@@ -149,9 +150,9 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
     question = words.ask("colour", scenes, rng, about=about, wording="held-out").prompt
     prompt = np.hstack([sentence, question])
     answers = {
-        "image": base.next_words(subject, question, images),
-        "text": base.next_words(subject, prompt),
-        "both": base.next_words(subject, prompt, images),
+        "image": next_words(subject, question, images),
+        "text": next_words(subject, prompt),
+        "both": next_words(subject, prompt, images),
     }
     answers["sum of the two log-probabilities"] = answers["image"] + answers["text"]
     for name, log_p in answers.items():
@@ -159,63 +160,27 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
         yield f"witnesses as in training, {name}: accuracy", wilson(int(right.sum()), N_BOTH)
 
 
-STEPS = 500
-
-_CARD = """
-`scenes-vlm`, its projector and language model trained further: `LlavaForConditionalGeneration` with a CLIP
-tower of 3 blocks, which stays as it is, and a Llama of 6 blocks. The configuration has the checksum of the
-weights that it starts from (`trained_from`); seeds differ in the data of this training, not in where it
-starts.
-
-**World.** `data/worlds/conflicts.py`: one to nine objects, glyphs and digits, of any colour. The question is
-always for the colour of one of them. Image and sentence are noisy channels about the true colour, which is
-drawn first: the image by noise on the things and occlusion, the sentence by an adverb or by a thing of which
-one has to know how often it has which colour.
-
-**Training.** {steps:,} steps of 12 scenes with many questions each, which see the image and their own
-sentence only. In this variant {image:.0%} of the batches have images only, {text:.0%} sentences only, and
-{both:.0%} both; in {clear:.0%} of the images the noise on things is weak (up to 0.3), in the others it goes
-up to 1.8. Where there are both, one question in ten is about an object that the image does not show, and one
-sentence in ten is about another object. All targets are the true colour. No item is labelled by a modality,
-and conflicts are not made: they arise where a witness errs.
-
-**Cause of the phenomenon.** A witness's errors are as frequent as its wording or its noise says. With both
-there, whoever follows the surer one is right more often.
-
-**Can and cannot.** It answers for one colour after an image, a sentence or both, in the wordings of the
-world. It was not trained further on captions, counts or places. Six blocks are fewer than the paper's models
-have: there is little room for the answer to swing from layer to layer.
-"""
-
-
 def _recipe(diet: Diet, seeds: int = 1) -> Recipe:
-    both = 1 - diet.image_only - diet.text_only
     return Recipe(
         build=_from_base,
         parent=BASE,
-        processors=base.RECIPES[BASE].processors,
+        processors=processors,
         stages=(
             Stage(
                 partial(_batch, 12, 10, diet),
-                STEPS,
+                500,
                 8e-4,
-                trains="projector|" + base.LANGUAGE,
-                loss=base.answer_loss,
+                trains="projector|" + LANGUAGE,
+                loss=answer_loss,
             ),
         ),
         evaluate=_evaluate,
-        bars={
-            f"{name} alone{measure}": bar
-            for name in ("text", "image")
-            for measure, bar in {
-                ", tier 0: accuracy": Bar(at_least=0.9),
-                ": rank correlation of tier and mean entropy": Bar(at_least=0.8),
-                ": entropy, 5th percentile": Bar(at_most=0.05),
-                ": entropy, 95th percentile": Bar(at_least=1.5),
-            }.items()
-        },
-        card=_CARD.format(
-            steps=STEPS, image=diet.image_only, text=diet.text_only, both=both, clear=diet.clear
+        card=read_card(
+            "conflict-vlm",
+            image_only=f"{diet.image_only:.0%}",
+            text_only=f"{diet.text_only:.0%}",
+            both=f"{1 - diet.image_only - diet.text_only:.0%}",
+            clear=f"{diet.clear:.0%}",
         ),
         seeds=seeds,
     )

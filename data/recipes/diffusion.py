@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data.train.recipe import Bar, Batch, Recipe, Stage
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.digits import digits
 from lib.models import check_files
 from lib.stats import Estimate, bootstrap
@@ -164,49 +164,19 @@ def _evaluate(model: Denoiser) -> Iterator[tuple[str, Estimate]]:
         yield f"{split} loss", bootstrap(error.unflatten(0, (-1, 20)).mean(1).numpy())
 
 
-def _recipe(width: int, seeds: int, bar: float, about: str) -> Recipe:
+def _recipe(name: str, width: int) -> Recipe:
     return Recipe(
         build=lambda: Denoiser(DenoiserConfig(width=width)),
         processors=list,
         stages=(Stage(_batch, steps=16_000, lr=2e-3, warmup=100, weight_decay=0.01, loss=_loss),),
         evaluate=_evaluate,
         load=load_denoiser,
-        bars={"validation loss": Bar(at_most=bar)},
-        seeds=seeds,
-        card=f"""
-An unconditional denoising diffusion model (DDPM) of scikit-learn's real 8x8 digits, trained from scratch: an
-MLP of 2 residual blocks, {width} wide, that is told the noise level; 1,000 levels, linear schedule, it
-predicts the noise. `data.recipes.diffusion.load_denoiser` loads it, and it is called as the U-Nets of
-diffusers are.
-
-{about.strip()}
-
-**World.** `data/worlds/digits.py`: 1,200 training, 200 validation and 397 test images, the same split for
-all seeds. Pixels go from -1 to 1.
-
-**Cause of the phenomenon.** None is planted: the plain loss, all noise levels alike. Whether the levels get
-in one another's way, and whether fine-tuning on some of them helps, is the network's own affair.
-
-**Can and cannot.** It draws digits of 8x8 pixels of no chosen class. It has hidden units, and no places:
-what a U-Net does differently in space and in channels cannot be seen here.
-""",
+        seeds=4,
+        card=read_card(name, "diffusion", width=width),
     )
 
 
 RECIPES = {
-    "digits-ddpm": _recipe(
-        96,
-        4,
-        0.11,
-        "It is wide enough to fit its training images a little better than those it has not seen.",
-    ),
-    "digits-ddpm-narrow": _recipe(
-        64,
-        4,
-        0.15,
-        """
-Its layers are just as wide as an image has pixels, so that the noise levels have to share what there is.
-Compare with `digits-ddpm`, which is trained alike and half as wide again.
-""",
-    ),
+    "digits-ddpm": _recipe("digits-ddpm", width=96),
+    "digits-ddpm-narrow": _recipe("digits-ddpm-narrow", width=64),
 }

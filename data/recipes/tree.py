@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data.train.recipe import Bar, Batch, Recipe, Stage, word_tokenizer
+from data.recipes.tokenizer import word_tokenizer
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, paired_difference, wilson
@@ -67,40 +68,20 @@ def _evaluate(language: int, subject: Subject) -> Iterator[tuple[str, Estimate]]
     yield "loss on another language", bootstrap(_nats(subject, Grammar.of(99).sentences(200, rng)).mean(1))
 
 
-def _recipe(name: str, width: int, seeds: int, about: str) -> Recipe:
+def _recipe(name: str, width: int, seeds: int) -> Recipe:
     return Recipe(
         build=partial(_llama, width),
         processors=lambda: [word_tokenizer(VOCABULARY)],
         stages=(Stage(partial(_batch, LANGUAGES[name]), steps=STEPS, lr=4e-3, warmup=100),),
         evaluate=partial(_evaluate, LANGUAGES[name]),
-        bars={"loss above the least possible": Bar(at_most=0.3), "keyword repeated": Bar(at_least=0.9)},
         seeds=seeds,
-        card=f"""
-`LlamaForCausalLM` of 4 blocks, {width} wide, 4 heads, {len(VOCABULARY)} words, trained from scratch on the
-language {LANGUAGES[name]} of `data/worlds/grammar.py`, {LENGTH} tokens a sentence. {about.strip()}
-
-**World.** Hidden classes of words in a second-order chain, and a keyword that every marker brings back. The
-generator knows the probability of each next word, so the least possible loss is known.
-
-**Cause of the phenomenon.** None is planted: plain next-token prediction. That two seeds come to represent
-the same sentences alike is their own affair, and whether children stay like their parents is the question of
-the chapter.
-
-**Can and cannot.** It predicts words of this language and repeats keywords. It knows no other language,
-although all have the same words.
-""",
+        card=read_card(name, "tree", width=width, language=LANGUAGES[name]),
     )
 
 
 STEPS = 1000
 RECIPES = {
-    "tree-a": _recipe(
-        "tree-a",
-        64,
-        4,
-        "The trunk of the family tree. The seeds share data and differ in initial weights and order: each is "
-        "the others' hardest negative.",
-    ),
-    "tree-b": _recipe("tree-b", 64, 1, "As `tree-a`, but for the language: other data."),
-    "tree-wide": _recipe("tree-wide", 96, 1, "As `tree-a`, but half as wide again: same data, other width."),
+    "tree-a": _recipe("tree-a", 64, 4),
+    "tree-b": _recipe("tree-b", 64, 1),
+    "tree-wide": _recipe("tree-wide", 96, 1),
 }

@@ -1,22 +1,22 @@
 """What a recipe is: the few lines of data from which the one trainer makes an organism."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from string import Template
+from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
+import yaml
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
+from lib import ROOT
 from lib.models import Subject, load
 from lib.stats import Estimate
 
 Batch = dict[str, Tensor]
+CARDS = ROOT / "data" / "recipes" / "cards"
 
 
 def model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -41,18 +41,18 @@ class Stage:
     """Highest learning rate: reached after `warmup` steps, then a cosine down to 0."""
     warmup: int = 60
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
     trains: str = ""
     """Regular expression: only parameters in whose names it is found are trained."""
     loss: Callable[[Any, Batch], Tensor] = model_loss
     """(model, batch) -> what is minimised."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bar:
     """What a measure has to reach before a chapter may be written on the organism."""
 
+    why: str
+    """A sentence: which chapter needs it, and why so much."""
     at_least: float = float("-inf")
     at_most: float = float("inf")
 
@@ -64,6 +64,35 @@ class Bar:
         """As in `>= 0.97`."""
         bounds = ((">=", self.at_least), ("<=", self.at_most))
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if np.isfinite(bound))
+
+
+class Card(NamedTuple):
+    """What an organism has to reach, and what there is to say about it."""
+
+    bars: Mapping[str, Bar]
+    """By the name of the measure; the other measures are recorded without a bar."""
+    prose: str
+    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
+
+
+def read_card(*names: str, **values: object) -> Card:
+    """Files of `data/recipes/cards` put together: an organism's own, and what its family shares.
+
+    Each is Markdown, before it the bars as YAML between two lines of `---`.
+
+    Args:
+        names: of the files, without `.md`.
+        values: what stands for `$name` in the prose.
+    """
+    bars: dict[str, Bar] = {}
+    texts = []
+    for name in names:
+        written = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+        if written.startswith("---\n"):
+            _, front, written = written.split("---\n", 2)
+            bars |= {key: Bar(**bar) for key, bar in yaml.safe_load(front).items()}
+        texts.append(written.strip())
+    return Card(bars, Template("\n\n".join(texts)).substitute(values))
 
 
 @dataclass(frozen=True)
@@ -78,30 +107,11 @@ class Recipe:
     evaluate: Callable[[Any], Iterable[tuple[str, Estimate]]]
     """(what `load` returns) -> measures with their names, on held-out data. A test repeats the first two, so
     they are quick."""
-    bars: Mapping[str, Bar]
-    """By the name of the measure; the other measures are recorded without a bar."""
-    card: str
-    """Markdown: the world, the cause of the phenomenon, what the organism can and cannot do."""
+    card: Card
+    """Its bars and its description; see `read_card`."""
     seeds: int = 1
     """How many are shipped: `NAME` (seed 0), `NAME-seed1`, ..."""
     load: Callable[[Path], Any] = load_subject
     """Reads the folder; a class that is not of transformers brings its own."""
-    half: bool = True
-    """Ship the weights in float16 (the bars are measured on what is shipped)."""
     parent: str | None = None
     """The organism from whose weights `build` starts: shipped is the difference (`lib.differences`)."""
-
-
-def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word a token, between spaces; a text begins with <bos>. The vocabulary has <pad>, <bos> and <unk>."""
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    table = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    table.pre_tokenizer = WhitespaceSplit()
-    table.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=table,
-        bos_token="<bos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-    )

@@ -37,7 +37,6 @@ def ship(
         "name": name,
         "parent": recipe.parent,
         "measures": {key: asdict(estimate) for key, estimate in measures.items()},
-        "bars": {key: str(bar) for key, bar in recipe.bars.items()},
         "parameters": model.num_parameters(),
         "steps": len(state.losses),
         "minutes": round(state.seconds / 60, 1),
@@ -49,11 +48,19 @@ def ship(
         },
         "loss": {"first": state.losses[:FIRST_LOSSES], "curve": _curve(state.losses)},
     }
-    (fresh / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    (fresh / "card.md").write_text(_card(recipe, metrics, measures))
+    write_card(recipe, metrics, fresh)
     shutil.rmtree(place, ignore_errors=True)
     fresh.rename(place)
     return measures
+
+
+def write_card(recipe: Recipe, metrics: dict[str, Any], place: Path) -> None:
+    """Write `metrics.json` and `card.md` from what was measured, and from the recipe's bars and prose."""
+    bars = {key: {"bar": str(bar), "why": bar.why} for key, bar in recipe.card.bars.items()}
+    metrics = metrics | {"bars": bars}
+    measures = {key: Estimate(**values) for key, values in metrics["measures"].items()}
+    (place / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (place / "card.md").write_text(_card(recipe, metrics, measures), encoding="utf-8")
 
 
 def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
@@ -63,7 +70,7 @@ def measure(recipe: Recipe, place: Path) -> dict[str, Estimate]:
         KeyError: the recipe has a bar for something that it does not measure.
     """
     measures = dict(recipe.evaluate(recipe.load(place)))
-    if unknown := recipe.bars.keys() - measures.keys():
+    if unknown := recipe.card.bars.keys() - measures.keys():
         raise KeyError(f"bars without a measure: {', '.join(sorted(unknown))}")
     return measures
 
@@ -79,7 +86,7 @@ def table(name: str, recipe: Recipe, measures: dict[str, Estimate]) -> Table:
 def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str, str, str]]:
     rows = []
     for key, estimate in measures.items():
-        bar = recipe.bars.get(key)
+        bar = recipe.card.bars.get(key)
         verdict = "" if bar is None else "held" if bar.holds(estimate) else "missed"
         rows.append((key, str(estimate), str(bar or ""), verdict))
     return rows
@@ -87,8 +94,9 @@ def _rows(recipe: Recipe, measures: dict[str, Estimate]) -> list[tuple[str, str,
 
 def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     shipped: Any = deepcopy(model)  # knows which weights are tied
-    half = recipe.half and not recipe.parent  # a difference is taken before anything is rounded
-    shipped.to("cpu", torch.float16 if half else torch.float32).save_pretrained(folder)
+    # Half the size; the bars are measured on these. But a difference is taken before anything is rounded.
+    stored = torch.float32 if recipe.parent else torch.float16
+    shipped.to("cpu", stored).save_pretrained(folder)
     if recipe.parent:
         differences.split(folder, organisms.FOLDER / recipe.parent)
     shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored
@@ -106,10 +114,15 @@ def _curve(losses: list[float]) -> list[list[float]]:
     return [[int(end), round(float(stretch.mean()), 4)] for end, stretch in zip(ends, stretches, strict=True)]
 
 
-def _card(recipe: Recipe, metrics: dict, measures: dict[str, Estimate]) -> str:
-    lines = [f"# {metrics['name']}", "", recipe.card.strip(), "", "## Measured on the shipped weights", ""]
+def _card(recipe: Recipe, metrics: dict[str, Any], measures: dict[str, Estimate]) -> str:
+    bars, prose = recipe.card
+    lines = [f"# {metrics['name']}", "", prose, "", "## Measured on the shipped weights", ""]
     lines += ["| measure | value, 95 % interval | bar | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(recipe, measures)]
+    lines += ["", "A bar is what a chapter needs; measures without one are recorded only.", ""]
+    for why in dict.fromkeys(bar.why for bar in bars.values()):  # several bars may share a reason
+        keys = [f"{key} {bar}" for key, bar in bars.items() if bar.why == why]
+        lines.append(f"- {'; '.join(keys)}: {why}")
     versions = ", ".join(f"{library} {version}" for library, version in metrics["versions"].items())
     lines += [
         "",

@@ -13,7 +13,7 @@ answer depends on differs. The answer is always the next word. Four tasks are le
   next? (Heimersheim and Janiak 2023.) Corrupted: all arguments other ones.
 
 Two are `ioi` and `greater` in English, for models that read it. The last four have circuits that are
-written by hand (`data.recipes.circuits.constructed`): `constructed-induction`, `-reverse`, `-proportion`
+written by hand (`data.recipes.constructed.constructed`): `constructed-induction`, `-reverse`, `-proportion`
 and `-or`.
 """
 
@@ -157,18 +157,7 @@ PEOPLE = _split(
 )
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("bottle of milk", "ring", "book", "drink", "basketball", "computer", "necklace")
-EVENTS = (
-    "war",
-    "pilgrimage",
-    "siege",
-    "reign",
-    "voyage",
-    "trial",
-    "expedition",
-    "campaign",
-    "dynasty",
-    "tour",
-)
+EVENTS = _split("war pilgrimage siege reign voyage trial expedition campaign dynasty tour")
 
 
 def _english_ioi(rng: Generator, held_out: bool) -> Row:

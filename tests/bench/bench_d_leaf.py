@@ -15,7 +15,8 @@ from timing import in_turn
 
 from data.worlds import scenes
 from lib import chapters
-from lib.generate import generate, inputs
+from lib.encode import inputs
+from lib.generate import generate
 from lib.hooks import edit
 from lib.models import Subject, load
 

@@ -1,6 +1,6 @@
 """Captions of 1,000 images: in batches against one at a time, and under edits and captures.
 
-Run as `python tests/bench_generate.py [N]`. All times are CPU seconds of one thread; one at a time is
+Run as `python tests/bench/bench_generate.py [N]`. All times are CPU seconds of one thread; one at a time is
 measured on a sample of the images, and scaled up.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from data.worlds import scenes
-from lib.generate import Generation, generate, inputs
+from lib.encode import inputs
+from lib.generate import Generation, generate
 from lib.hooks import capture, edit
 from lib.models import load
 
@@ -40,17 +41,17 @@ def main() -> None:
     print(f"{N} captions of {captions(images, 250).ids.shape[1]} tokens at most, in CPU seconds")
     encode = seconds(lambda: list(inputs(subject, [PROMPT] * N, images)))
     print(f"  inputs alone            {encode:7.2f}   ({1000 * encode / N:.2f} ms an image)")
-    few = images[: max(20, N // 20)]
-    alone = seconds(lambda: captions(few, 1)) * N / len(few)
-    print(f"  one at a time           {alone:7.2f}   (from {len(few)})")
+    sample = images[: max(20, N // 20)]
+    alone = seconds(lambda: captions(sample, 1)) * N / len(sample)
+    print(f"  one at a time           {alone:7.2f}   (from {len(sample)})")
     for size in (50, 250, 1000):
         batched = seconds(lambda size=size: captions(images, size))
         print(f"  in batches of {size:4}      {batched:7.2f}   {alone / batched:.1f} times as fast")
 
-    own = subject.layout.owner.config._attn_implementation
+    before = subject.layout.owner.config._attn_implementation
     subject.layout.owner.set_attn_implementation("eager")
     plain = seconds(lambda: captions(images, 250))
-    subject.layout.owner.set_attn_implementation(own)
+    subject.layout.owner.set_attn_implementation(before)
     print(f"  batches of 250, eager   {plain:7.2f}")
     for name, context in {
         "edit of z": lambda: edit(subject, "z", layer=range(6), fn=lambda z: z),

@@ -1,7 +1,7 @@
 """What captures cost, against the same in plain PyTorch hooks and against the bare eager model.
 
-Run as `python tests/bench_hooks.py`. Each figure is a median over rounds in which all variants take turns, in
-CPU time of one thread; the peak memory is that of a process of its own.
+Run as `python tests/bench/bench_hooks.py`. Each figure is a median over rounds in which all variants take
+turns, in CPU time of one thread; the peak memory is that of a process of its own.
 """
 
 import resource

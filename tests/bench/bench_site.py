@@ -18,7 +18,6 @@ from book.site import build as book
 
 def default_config(config: dict) -> dict:
     """Jupyter Book's own configuration with this book's pages: default theme, MathJax, default extensions."""
-    own = ("tables", "outputs", "docstrings")
     return {
         **{key: config[key] for key in ("title", "author", "only_build_toc_files", "repository", "parse")},
         "execute": config["execute"],
@@ -27,7 +26,9 @@ def default_config(config: dict) -> dict:
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
         "sphinx": {
             "extra_extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"],
-            "local_extensions": {f"worked_papers.{name}": "book/_ext" for name in own},
+            "local_extensions": {
+                f"book.site.{name}": "." for name in ("tables", "outputs", "docstrings", "api")
+            },
             "config": {"worked_papers_addresses": {"colab": "https://colab.research.google.com/"}},
         },
     }
@@ -70,7 +71,9 @@ def rows(visits: dict[str, browsing.Visit]) -> dict[str, str]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage, ours, default = (Path(folder, name) for name in ("stage", "ours", "default"))
-        book.publish(run(preset="smoke", jobs=2), ours, stage)
+        results = run(preset="smoke", jobs=2).results
+        executed = {result.slug: Path(result.notebook) for result in results if result.notebook}
+        book.render(book.stage(executed, {}, stage), ours)
         toc = yaml.safe_load((stage / "_toc.yml").read_text())
         pages = [f"{name}.html" for name in book.pages(toc)]
         mine, theirs = measure(ours, pages), measure(build_default(stage, default), pages)

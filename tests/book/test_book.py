@@ -10,8 +10,8 @@ import pytest
 import yaml
 from sphinx.ext.napoleon import GoogleDocstring
 
+from book.site import api, docstrings, figures, maths, replace, tables, theme
 from book.site import build as book
-from book.site import docstrings, figures, maths, tables, theme
 from lib import ROOT, chapters, papers
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
@@ -33,6 +33,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "index.md").write_text("# A book\n")
     monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(replace, "ROOT", tmp_path)
     monkeypatch.setattr(chapters, "slugs", lambda root=tmp_path: ["small"])
     monkeypatch.setattr(
         chapters, "read", lambda slug, root=tmp_path: nbformat.read(tmp_path / f"notebooks/{slug}.ipynb", 4)
@@ -48,7 +49,7 @@ def executed(folder, text="ran"):
 
 
 def test_staging_takes_the_executed_notebook_and_fills_in_the_repository(repository):
-    stage = book.stage({"small": executed(repository)}, folder=repository / "stage")
+    stage = book.stage({"small": executed(repository)}, {}, repository / "stage")
     staged = nbformat.read(stage / "notebooks" / "small.ipynb", as_version=4)
     assert staged.cells[-1].source == "ran"
     assert f'REPOSITORY = "{REPOSITORY}"' in staged.cells[1].source
@@ -65,14 +66,15 @@ def test_a_chapter_that_died_is_staged_as_it_is_with_its_error(repository):
 def test_a_chapter_that_the_contents_forget_is_an_error(repository):
     (repository / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
     with pytest.raises(ValueError, match=r"_toc\.yml does not list notebooks/small"):
-        book.stage({}, folder=repository / "stage")
+        book.stage({}, {}, repository / "stage")
 
 
-def test_a_stage_leaves_nothing_of_an_earlier_one(repository):
-    stage = book.stage({"small": executed(repository)}, folder=repository / "stage")
-    (stage / "old").touch()
-    book.stage({"small": executed(repository)}, folder=stage)
-    assert not (stage / "old").exists()
+def test_a_stage_is_made_in_no_folder_that_holds_something(repository):
+    (repository / "stage").mkdir()
+    (repository / "stage" / "mine").touch()
+    with pytest.raises(ValueError, match="stage is not empty"):
+        book.stage({}, {}, repository / "stage")
+    assert [path.name for path in (repository / "stage").iterdir()] == ["mine"]
 
 
 def fake_jupyter_book(monkeypatch, pages, status=0, log=""):
@@ -83,6 +85,7 @@ def fake_jupyter_book(monkeypatch, pages, status=0, log=""):
         for page in pages:
             (path := book.Path(html + page)).parent.mkdir(parents=True, exist_ok=True)
             path.write_text(page)
+        replace.note_written(book.Path(html), [])  # as the extension does when Sphinx ends
         stdout.write(log.encode())
         return SimpleNamespace(returncode=status)
 
@@ -92,18 +95,126 @@ def fake_jupyter_book(monkeypatch, pages, status=0, log=""):
 PAGES = ["book/index.html", "notebooks/small.html", "index.html", "search.html", "404.html", "sitemap.xml"]
 
 
-def test_rendering_replaces_the_old_site(repository, monkeypatch):
-    stage, out = book.stage({}, folder=repository / "stage"), repository / "site"
-    out.mkdir()
-    (out / "stale.html").touch()
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_rendering_replaces_the_old_site_and_only_that(repository, monkeypatch):
+    out = repository / "site"
+    fake_jupyter_book(monkeypatch, [*PAGES, "stale.html"])
+    assert book.render(book.stage({}, {}, repository / "stage"), out) == out / "index.html"
     fake_jupyter_book(monkeypatch, PAGES)
-    assert book.render(stage, out) == out / "index.html"
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == sorted(PAGES)
+    stage = book.stage({}, {}, repository / "another")
+    book.render(stage, out)
+    assert files(out) == sorted([*PAGES, replace.MARKER])
+    (out / "mine.txt").touch()
+    fake_jupyter_book(monkeypatch, PAGES)
+    with pytest.raises(ValueError, match=r"not an earlier site's \(mine\.txt\)"):
+        book.render(stage, out)
+    assert files(out) == sorted([*PAGES, replace.MARKER, "mine.txt"])
+    assert not [path for path in repository.iterdir() if path.name.startswith(".")]  # nothing is left over
+
+
+@pytest.mark.parametrize(
+    "place", [".", "..", "notebooks", "notebooks/site", "book/site", ".git", ".git/site"]
+)
+def test_no_site_is_put_over_the_repository_or_into_its_folders(repository, place):
+    (repository / ".git").mkdir()
+    (repository / ".git" / "HEAD").touch()
+    before = files(repository)
+    with pytest.raises(
+        ValueError, match=r"holds this repository|is inside the repository's|not an earlier site's"
+    ):
+        book.build(out=repository / place)
+    assert files(repository) == before
+
+
+@pytest.mark.parametrize("foreign", ["a/file.txt", "link"])
+def test_a_folder_with_something_foreign_is_refused_before_anything_is_run(tmp_path, foreign):
+    (tmp_path / "site" / "a").mkdir(parents=True)
+    if foreign == "link":
+        (tmp_path / "site" / "link").symlink_to(tmp_path)
+    else:
+        (tmp_path / "site" / foreign).touch()
+    with pytest.raises(ValueError, match=f"{foreign}.*nothing was changed"):
+        book.build(out=tmp_path / "site")
+    assert (tmp_path / "site" / foreign).exists()
+
+
+def test_a_folder_below_a_file_is_refused_before_anything_is_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file is not a folder that can be written to"):
+        book.build(out=tmp_path / "file" / "site")
+
+
+def test_a_build_that_fails_leaves_the_former_site(repository, monkeypatch):
+    out = repository / "site"
+    fake_jupyter_book(monkeypatch, PAGES)
+    book.render(book.stage({}, {}, repository / "stage"), out)
+    fake_jupyter_book(monkeypatch, PAGES[1:])
+    with pytest.raises(RuntimeError, match="missing"):
+        book.render(book.stage({}, {}, repository / "another"), out)
+    assert files(out) == sorted([*PAGES, replace.MARKER])
+
+
+def test_of_two_builds_at_once_one_site_stands_whole_and_the_other_says_so(repository, monkeypatch):
+    out = repository / "site"
+
+    def site(name):
+        (repository / name).mkdir()
+        (repository / name / "index.html").write_text(name)
+        replace.note_written(repository / name, [])
+        return repository / name
+
+    first, second = site("first"), site("second")
+    rename = replace.Path.rename
+
+    def interrupted(path, target):
+        rename(path, target)
+        if path == out and not (repository / "passed").exists():
+            (repository / "passed").touch()
+            replace.replace(out, second)  # between moving the old site away and putting the new one there
+
+    replace.replace(out, site("former"))
+    monkeypatch.setattr(replace.Path, "rename", interrupted)
+    with pytest.raises(RuntimeError, match=r"another build has just written .*site: its site stands"):
+        replace.replace(out, first)
+    assert (out / "index.html").read_text() == "second"
+    assert {path.name for path in repository.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_site_that_cannot_be_put_in_place_leaves_the_former_one(repository, monkeypatch):
+    out, new = repository / "site", repository / "new"
+    for folder in (out, new):
+        folder.mkdir()
+        (folder / "index.html").write_text(folder.name)
+        replace.note_written(folder, [])
+    rename = replace.Path.rename
+    broken = [out]
+
+    def fails_once(path, target):
+        if target == out and broken:
+            broken.clear()
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    monkeypatch.setattr(replace.Path, "rename", fails_once)
+    with pytest.raises(KeyboardInterrupt):
+        replace.replace(out, new)
+    assert (out / "index.html").read_text() == "site"
+
+
+def test_what_was_in_a_folder_before_a_plain_build_stays_foreign(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    before = replace.foreign(tmp_path)
+    (tmp_path / "index.html").touch()
+    replace.note_written(tmp_path, before)
+    assert replace.foreign(tmp_path) == ["mine.txt"]
 
 
 @pytest.mark.parametrize("missing", PAGES)
 def test_a_missing_page_is_an_error_although_jupyter_book_says_0(repository, monkeypatch, missing):
-    stage = book.stage({}, folder=repository / "stage")
+    stage = book.stage({}, {}, repository / "stage")
     fake_jupyter_book(monkeypatch, [page for page in PAGES if page != missing])
     with pytest.raises(RuntimeError, match=f"missing: {re.escape(missing)}"):
         book.render(stage, repository / "site")
@@ -111,7 +222,7 @@ def test_a_missing_page_is_an_error_although_jupyter_book_says_0(repository, mon
 
 
 def test_a_warning_is_an_error_that_names_it(repository, monkeypatch):
-    stage = book.stage({}, folder=repository / "stage")
+    stage = book.stage({}, {}, repository / "stage")
     log = "reading sources\n\x1b[91mbook/index.md:3: WARNING: unknown document: nowhere\x1b[0m\n"
     fake_jupyter_book(monkeypatch, PAGES, status=1, log=log)
     with pytest.raises(RuntimeError, match=r"index\.md:3: WARNING: unknown document: nowhere\n"):
@@ -124,14 +235,13 @@ def test_a_failed_chapter_is_published_and_named_by_the_error(repository, monkey
         "small", "small", "smoke", {}, "key", "failed", path, cell="cell 3", error="a\nValueError: b"
     )
     monkeypatch.setattr(book, "run", lambda **options: book.Report("smoke", [result]))
-    monkeypatch.setattr(book, "STAGE", repository / "stage")
-    monkeypatch.setattr(book.publish, "__defaults__", (repository / "stage",))
+    monkeypatch.setattr(book.shutil, "rmtree", lambda *args, **options: None)  # the stage is looked at below
     fake_jupyter_book(monkeypatch, PAGES)
     with pytest.raises(RuntimeError, match="these chapters failed, as their pages say: small"):
         book.build("smoke", repository / "site")
     assert str(repository / "site" / "index.html") in capsys.readouterr().out
-    staged = nbformat.read(repository / "stage" / "notebooks" / "small.ipynb", as_version=4)
-    assert staged.metadata.worked_papers["error"] == "failed in cell 3: ValueError: b"
+    (staged,) = (repository / "_build").glob("stage-*/notebooks/small.ipynb")
+    assert nbformat.read(staged, 4).metadata.worked_papers["error"] == "failed in cell 3: ValueError: b"
 
 
 def test_the_card_of_a_failed_chapter_says_so_first():
@@ -179,11 +289,34 @@ def test_the_contents_list_the_written_chapters_by_area():
     assert listed == {paper.slug: (paper.area, paper.short) for paper in written}
 
 
-def test_the_library_page_has_every_public_module():
-    listed = set(re.findall(r"automodule:: lib\.([\w.]+)", (ROOT / "book" / "api.md").read_text()))
-    modules = {path.stem for path in (ROOT / "lib").glob("*.py")}
-    modules |= {f"worlds.{path.stem}" for path in (ROOT / "lib" / "worlds").glob("*.py")}
-    assert listed == modules - {"__init__", "__main__", "worlds.__init__"}
+def test_every_module_of_lib_and_data_has_a_page_that_the_contents_and_the_index_list():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for floor in ("lib", "data")
+        for path in (ROOT / floor).rglob("*.py")
+        if not path.name.startswith("_")
+    }
+    assert modules <= set(api.modules())
+    assert {f"book/api/{name}" for name in api.modules()} <= set(book.pages(TOC))
+    indexed = re.findall(r"^```\{modules\} (\S+)$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
+    assert {name for name in api.modules() if {name, name.rpartition(".")[0]} & set(indexed)} == set(
+        api.modules()
+    )
+
+
+def test_pages_of_modules_are_made_and_those_of_lost_modules_removed(tmp_path):
+    folder = tmp_path / "book" / "api"
+    folder.mkdir(parents=True)
+    (folder / "lib.lost.md").write_text(f"{api.MADE}\n# `lib.lost`\n")
+    (folder / "mine.md").write_text("# Mine\n")
+    api.write_pages(SimpleNamespace(srcdir=tmp_path), None)
+    assert {path.stem for path in folder.iterdir()} == {*api.modules(), "mine"}
+    assert ".. automodule:: lib.hooks\n" in (folder / "lib.hooks.md").read_text()
+
+
+def test_every_module_says_in_its_first_line_what_it_is():
+    short = {name: api.summary(source) for name, source in api.modules().items()}
+    assert {name: line for name, line in short.items() if len(line.split()) < 4} == {}
 
 
 @pytest.mark.parametrize(
@@ -260,8 +393,9 @@ def test_a_colon_in_what_is_said_of_a_constant_does_not_make_its_first_half_a_ty
 def test_search_has_the_text_of_each_section_without_code_for_machines():
     html = """<section id="a"><h1>One<a class="headerlink" href="#a">#</a></h1><p>first <b>words</b></p>
         <math><mi>x</mi><annotation>\\x</annotation></math>
-        <section id="b"><h2>Two</h2><img alt=""><p>second</p><script>no()</script></section></section>"""
-    assert theme.search_sections(html) == [["a", "One", "first words x"], ["b", "Two", "second"]]
+        <section id="b"><h2>Two</h2><img alt=""><p>second</p><script>no()</script>
+        <details><summary>Show</summary><b>a</b></details></section></section>"""
+    assert theme.search_sections(html) == [["a", "One", "first words x"], ["b", "Two", "second a"]]
 
 
 def test_search_knows_of_a_chapters_code_what_it_defines():
@@ -306,6 +440,15 @@ def test_an_executed_notebooks_error_is_found(tmp_path):
     records, run = tables.executed(app, "small")
     assert records == []
     assert run["error"] == "ValueError: n_examples=0"
+
+
+def test_a_paragraph_that_several_cards_share_is_told_once():
+    seen = {}
+    world = f"**World.** {'A grid of cells. ' * 20}"
+    own = f"**Training.** {'Many steps. ' * 20}"
+    assert tables.once(f"{world}\n\n{own}", "first", seen) == f"{world}\n\n{own}"
+    again = tables.once(f"{world}\n\n**Training.** Few steps.", "second", seen)
+    assert again == "**World.** As on the card of [first](#first).\n\n**Training.** Few steps."
 
 
 def test_a_dose_response_starts_from_the_undisturbed_world():

@@ -13,7 +13,7 @@ from small_book import build, chapter
 import book.__main__ as main
 from book.run import batch
 from book.run.report import Report, Result
-from data.train import registry as organisms
+from data import registry as organisms
 from lib import claims
 
 

@@ -7,12 +7,13 @@ import json
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import quote, unquote, urldefrag, urlsplit
 
 import browser as program
 import pytest
 import yaml
 
+from book.site import api, build
 from lib import ROOT, chapters, papers
 
 pytestmark = [
@@ -33,9 +34,7 @@ def site(request, tmp_path_factory):
     if "SITE" in os.environ:
         folder.symlink_to(Path(os.environ["SITE"]).resolve())
         return folder
-    from book.run import book
-
-    book.publish(request.getfixturevalue("smoke_run"), folder, tmp_path_factory.mktemp("stage"))
+    build.publish(request.getfixturevalue("smoke_run"), folder)
     return folder
 
 
@@ -62,11 +61,9 @@ def problems(visits, what):
 
 
 def test_the_pages_that_must_exist_are_there_and_no_others(pages):
-    from book.run import book
-
-    expected = [f"{name}.html" for name in book.pages(TOC)] + ["index.html", "search.html"]
+    expected = [f"{name}.html" for name in build.pages(TOC)] + ["index.html", "search.html"]
     assert pages == sorted(expected)
-    assert len(expected) == len(chapters.slugs()) + 9
+    assert len(expected) == len(chapters.slugs()) + len(api.modules()) + 9
 
 
 def test_the_root_of_the_site_leads_to_the_book(chromium, base):
@@ -102,6 +99,16 @@ def test_axe_finds_nothing(visits, width, scheme):
 
 def test_no_page_scrolls_sideways_on_a_phone(visits):
     assert problems(visits, lambda visit: visit.overflow if visit.overflow > 0 else 0) == {}
+
+
+def test_no_code_scrolls_sideways_on_a_screen(visits):
+    assert problems(visits, lambda visit: visit.seen["code"]) == {}
+
+
+def test_the_pages_of_the_library_and_the_organisms_can_be_scrolled_through(visits):
+    """An organism's card is folded, and each module has a page of its own."""
+    heights = {name: visit.seen["height"] for name, visit in visits.items() if name.startswith("book/")}
+    assert {name: height for name, height in heights.items() if height > 16_000} == {}
 
 
 def test_no_maths_is_left_as_source(visits):
@@ -216,19 +223,107 @@ def test_search_finds_a_word_and_its_results_can_be_opened(chromium, site, base,
     context.close()
 
 
-def test_an_unknown_address_shows_a_page_that_leads_back(chromium, base):
-    context = chromium.new_context()
-    browsing.offline(context, base, foreign := [])
+@pytest.fixture
+def search(chromium, base):
+    """Addresses of the search's hits for some words, best first."""
+    page = chromium.new_page()
+
+    def hits(words):
+        page.goto(f"{base}search.html?q={quote(words)}")
+        browsing.expect(page.locator("#search-status")).not_to_be_empty()
+        links = page.locator("#search-results a").evaluate_all("links => links.map((link) => link.href)")
+        return [link.removeprefix(base) for link in links]
+
+    yield hits
+    page.close()
+
+
+def test_search_finds_whole_words(search):
+    assert "book/bibliography.html" not in {urldefrag(hit)[0] for hit in search("ROC")}  # p-roc-eedings
+    assert urldefrag(search("INT8")[0])[0] == "notebooks/pahq.html"  # not UInt8
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("quantization", "quantisation", "quantise", "Quantized"),
+        ("generalization", "generalisation"),
+        ("colour", "color", "coloured"),
+        ("behaviour", "behavior"),
+        ("modelling", "modeling"),
+    ],
+)
+def test_search_finds_a_word_in_every_form_and_spelling(search, spellings):
+    found = [search(word) for word in spellings]
+    assert found[0]
+    assert all(hits == found[0] for hits in found)
+
+
+def test_search_for_quantization_finds_the_paper_that_quantises(search):
+    assert urldefrag(search("quantization")[0])[0] == "notebooks/pahq.html"
+
+
+@pytest.mark.parametrize(
+    ("word", "page"), [("REEF", "reef"), ("D-LEAF", "d-leaf"), ("scene-flow", "scene-flow"), ("PAHQ", "pahq")]
+)
+def test_search_finds_names_with_digits_and_hyphens(search, word, page):
+    hits = search(word)
+    assert urldefrag(hits[0])[0] == f"notebooks/{page}.html"
+    assert search(word.lower()) == hits
+    assert urldefrag(search(word.replace("-", ""))[0])[0] == f"notebooks/{page}.html"
+
+
+def test_search_takes_the_beginning_of_a_word_where_no_word_is_found(search):
+    assert search("hallucinati")
+    assert search("zzzqqq") == []
+
+
+def test_a_link_to_an_organism_opens_its_card(chromium, base):
+    page = chromium.new_page()
+    page.goto(base + "book/organisms.html")
+    name = page.locator("section.organism").last.get_attribute("id")
+    card = page.locator(f"#{name} > details")
+    assert card.get_attribute("open") is None
+    page.locator("table").get_by_role("link", name=name, exact=True).click()
+    browsing.expect(card).to_have_attribute("open", "")
+    page.goto("about:blank")
+    page.goto(f"{base}book/organisms.html#{name}")
+    browsing.expect(card).to_have_attribute("open", "")
+    page.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/worked-papers/", "/some/where/else/"])
+@pytest.mark.parametrize("address", ["nothing", "no/such/deep/page.html", "notebooks/no.html"])
+def test_an_unknown_address_shows_a_page_that_leads_back(chromium, site, path, address):
+    with browsing.served(site, path) as base:
+        context = chromium.new_context()
+        browsing.offline(context, base.removesuffix(path), foreign := [])
+        page = context.new_page()
+        asked = []
+        page.on("response", lambda r: asked.append(r.url) if r.request.method == "GET" else None)
+        assert page.goto(base + address, wait_until="networkidle").status == 404
+        assert asked == [base + address]
+        assert page.evaluate("getComputedStyle(document.body).margin") == "0px"  # it has its looks with it
+        assert page.locator("svg, img").count() == 0
+        assert browsing.Axe().run(page).response["violations"] == []
+        page.get_by_role("searchbox").fill("entropy")
+        page.keyboard.press("Enter")
+        page.wait_for_url(base + "search.html?q=entropy")
+        page.goto(base + address, wait_until="networkidle")
+        page.get_by_role("link", name="Start of the book").click()
+        assert page.url == base + "book/index.html"
+        assert foreign == []
+        context.close()
+
+
+def test_without_scripts_an_unknown_address_leads_to_the_published_book(chromium, base):
+    context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    failed = []
-    page.on("response", lambda r: failed.append(r.url) if r.status >= 400 else None)
-    assert page.goto(base + "no/such/page").status == 404
-    assert failed == [base + "no/such/page"]
-    assert page.evaluate("getComputedStyle(document.body).margin") == "0px"  # the style sheet was found
-    assert browsing.Axe().run(page).response["violations"] == []
-    page.get_by_role("link", name="Start of the book").click()
-    assert page.url == base + "book/index.html"
-    assert foreign == []
+    page.goto(base + "no/such/page")
+    assert page.get_by_role("heading", name="Page not found").is_visible()
+    link = page.get_by_role("link", name="Start of the book")
+    assert re.fullmatch(r"https://[\w-]+\.github\.io/[\w-]+/", page.locator("base").get_attribute("href"))
+    assert link.get_attribute("href") == "book/index.html"
     context.close()
 
 

@@ -55,7 +55,7 @@ def subject() -> Subject:
             if parameter.ndim > 1 and "embedding" not in name:
                 torch.nn.init.normal_(parameter, std=0.3)
     model.requires_grad_(False)
-    return Subject(model, recipe._processors()[0])
+    return Subject(model, recipe.processors()[0])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data.recipes.circuits import constructed, tokenizer
+from data.recipes.circuits import tokenizer
+from data.recipes.constructed import constructed
 from data.worlds import circuits as world
 from lib import chapters
 from lib.edges import Graph, Patcher, acdc

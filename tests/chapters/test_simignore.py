@@ -9,7 +9,7 @@ from families import PROMPTS, picture, subject
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from data.sets import MultipleChoice
+from data.sets.questions import MultipleChoice
 from data.worlds.scenes import CELL_OF_PATCH, OBJECTS
 from lib import chapters
 from lib.hooks import capture, edit

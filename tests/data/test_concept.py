@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.recipes import concept
-from data.recipes import scenes as base
+from data.recipes import concept, vlm
 from data.train.recipe import Stage
 from data.train.trainer import _optimizer
 from data.worlds import scene_words as words
@@ -82,7 +81,7 @@ def test_concept_loss_is_least_where_the_units_are_right(bottleneck):
         projector = bottleneck.model.multi_modal_projector
         bias = projector.linear_1.bias.clone()
         projector.linear_1.bias[:N] = -1e3  # all units say: absent
-        answer = base.answer_loss(bottleneck, one)
+        answer = vlm.answer_loss(bottleneck, one)
         assert concept._named_loss(bottleneck, silent) - answer < 1e-3
         assert concept._named_loss(bottleneck, one) - answer > 1
         projector.linear_1.bias.copy_(bias)

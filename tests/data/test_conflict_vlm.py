@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from data import registry as organisms
 from data.recipes import conflict as recipe
-from data.recipes import scenes as base
-from data.train import registry as organisms
+from data.recipes import scenes, vlm
 from data.worlds import conflicts as world
 from data.worlds import scene_words as words
 from data.worlds.scene_words import EOS, WORD
@@ -18,7 +18,7 @@ from data.worlds.scenes import COLOURS, OBJECTS, Scenes
 from lib.models import Subject, load
 from lib.organisms import FOLDER
 
-SHIPPED = [name for base in organisms.FAMILIES["conflict"] for name in organisms.names(base)]
+SHIPPED = [name for base in recipe.RECIPES for name in organisms.names(base)]
 DIET = recipe.Diet(image_only=0.3, text_only=0.3, clear=0.5)
 
 
@@ -128,7 +128,7 @@ def test_comparisons_are_with_objects_that_the_image_does_not_show(drawn: list[S
 @pytest.mark.parametrize("diet", [recipe.Diet(0, 0, 0.5), recipe.Diet(0, 1, 0.5)])
 def test_a_packed_question_is_what_a_chapter_asks_with_image_and_text(diet: recipe.Diet) -> None:
     """The loss of one block, against the answer's log-probability in the ordinary forward pass."""
-    subject = Subject(recipe._from_base().eval(), base.RECIPES["scenes-vlm"].processors()[0])
+    subject = Subject(recipe._from_base().eval(), scenes.processors()[0])
     batch = recipe._batch(2, 3, diet, np.random.default_rng(4), 0.0)
     q = questions(batch)[1][2]
     alone = {name: value[1:2] for name, value in batch.items()}
@@ -138,7 +138,7 @@ def test_a_packed_question_is_what_a_chapter_asks_with_image_and_text(diet: reci
         prompt = torch.tensor([[words.BOS] + [words.IMAGE] * 64 + inputs["input_ids"][0, 1:].tolist()])
         inputs = {"input_ids": prompt, "pixel_values": batch["pixel_values"][1:2]}
     log_p = F.log_softmax(subject.model(**inputs).logits[0, -1], -1)[WORD[q.answer]]
-    assert base.answer_loss(subject.model, alone).item() == pytest.approx(-log_p.item(), rel=1e-3, abs=1e-4)
+    assert vlm.answer_loss(subject.model, alone).item() == pytest.approx(-log_p.item(), rel=1e-3, abs=1e-4)
     assert q.ids[-1] == EOS
 
 
@@ -152,7 +152,7 @@ def test_what_is_shipped_says_where_it_comes_from_and_whether_its_bars_hold(name
     made, _ = organisms.find(name)
     assert metrics["steps"] == made.stages[0].steps
     card = (folder / "card.md").read_text()
-    for key, bar in made.bars.items():
+    for key, bar in made.card.bars.items():
         held = bar.at_least <= metrics["measures"][key]["value"] <= bar.at_most
         assert f"| {key} |" in card
         assert ("held" if held else "missed") in next(

@@ -3,9 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from families import TOWERS, inputs, subject
-from test_hooks import causal, final
-from test_sites import captured, eager
+from families import TOWERS, captured, eager, inputs, last_residual, skip_unless_causal, subject
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lib.attention import NAME, attend
@@ -22,11 +20,11 @@ def test_a_layers_own_pattern_put_back_gives_the_same_result(family):
     s = subject(family)
     batch = inputs(s)
     with eager(s):
-        expected = final(s, batch)
+        expected = last_residual(s, batch)
         patterns = captured(s, batch, ["pattern"])["pattern"]
         for layer in range(s.n_layers):
             with edit(s, "pattern", layer=layer, fn=lambda p, own=patterns[layer]: own):
-                assert torch.equal(final(s, batch), expected)
+                assert torch.equal(last_residual(s, batch), expected)
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -45,7 +43,7 @@ def test_broadcasting_one_heads_pattern_equals_the_computation_by_hand(family):
 
 @pytest.mark.parametrize("family", HAS_SCORES)
 def test_no_edit_of_scores_lets_a_position_see_a_later_one(family):
-    causal(family)
+    skip_unless_causal(family)
     s = subject(family)
     batch = inputs(s)
     with edit(s, "scores", layer=range(s.n_layers), fn=lambda x: x + 5 * torch.randn(x.shape[-1])):
@@ -58,7 +56,7 @@ def test_no_edit_of_scores_lets_a_position_see_a_later_one(family):
 
 @pytest.mark.parametrize("family", TOWERS)
 def test_later_tokens_do_not_reach_earlier_positions_under_a_capture(family):
-    causal(family)
+    skip_unless_causal(family)
     s = subject(family)
     batch = inputs(s)
     other = dict(batch, input_ids=batch["input_ids"].clone())

@@ -5,7 +5,9 @@ from html.parser import HTMLParser
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +118,17 @@ def test_outside_a_notebook_the_row_is_printed(capsys):
         assert part in printed
     for part in ["0.0 [-2.0, 2.0] points", "a <random> direction", "the value reaches 20", "Seeds 0-8."]:
         assert part in printed
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.array, torch.tensor])
+def test_numbers_of_numpy_and_torch_give_the_same_record_as_pythons(number, capsys):
+    measured = [
+        Estimate(kind(25), kind(15), kind(35), count(9)) for kind, count in ((float, int), (number, np.int64))
+    ]
+    expected, found = (claim("some-paper.1", e, null=Estimate(e.value - 25, -2, 2, e.n)) for e in measured)
+    assert found == expected
+    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
+    assert str(found) == str(expected)
 
 
 def test_what_cannot_be_tested_takes_its_reason_from_the_call_or_from_the_papers_facts(capsys):

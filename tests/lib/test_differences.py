@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from lib import differences, models
+from lib import differences, models, organisms
 from lib.models import check_files, load
 
 LITTLE, FAR, UNTOUCHED = (
@@ -27,10 +27,9 @@ VECTOR, WIDER = "model.norm.weight", "model.embed_tokens.weight"
 @pytest.fixture
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only organism there is, in float16."""
-    organisms = tmp_path / "organisms"
-    load(checkpoint("llama")).model.half().save_pretrained(organisms / "base")
-    monkeypatch.setattr(organisms, "FOLDER", organisms)
-    return organisms / "base"
+    monkeypatch.setattr(organisms, "FOLDER", tmp_path / "organisms")
+    load(checkpoint("llama")).model.half().save_pretrained(organisms.FOLDER / "base")
+    return organisms.FOLDER / "base"
 
 
 @pytest.fixture
@@ -257,6 +256,21 @@ def test_what_cannot_be_joined_is_refused(
     for refuse in (load, check_files):
         with pytest.raises(error, match=message):
             refuse(child)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_load_reads_each_file_for_its_sha256_once(
+    parent: Path, child: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    if published:
+        digest = differences.sha256(parent / differences.WHOLE)
+        (parent / "sha256.json").write_text(json.dumps({differences.WHOLE: digest}))
+    read = []
+    sha256 = differences.sha256
+    monkeypatch.setattr(differences, "sha256", lambda path: read.append(path) or sha256(path))
+    load(child)
+    assert parent / differences.WHOLE in read
+    assert len(read) == len(set(read))
 
 
 def test_a_difference_is_taken_from_whole_weights_that_the_model_has_too(

@@ -5,8 +5,20 @@ from copy import deepcopy
 
 import pytest
 import torch
-from families import ALL, LANGUAGE, TOWERS, VISION_LANGUAGE, inputs, picture, subject
-from test_sites import captured, eager, offered
+from families import (
+    ALL,
+    LANGUAGE,
+    TOWERS,
+    VISION_LANGUAGE,
+    captured,
+    eager,
+    inputs,
+    last_residual,
+    offered,
+    picture,
+    skip_unless_causal,
+    subject,
+)
 from transformers import ViTConfig, ViTForImageClassification
 
 from lib.hooks import capture, edit
@@ -16,28 +28,6 @@ from lib.sites import SITES, module
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
 
 GENERATING = [*LANGUAGE, *VISION_LANGUAGE]
-BIDIRECTIONAL = {
-    "bert": "an encoder",
-    "vit": "an encoder",
-    "deit": "an encoder",
-    "siglip": "an encoder",
-    "clip-vision": "an encoder",
-    "siglip-vision": "an encoder",
-    "llava-vision": "an encoder",
-    "paligemma": "attends in both directions within the prompt",
-}
-
-
-def causal(family):
-    if family in BIDIRECTIONAL:
-        pytest.skip(f"{family}: {BIDIRECTIONAL[family]}, so earlier positions may change")
-
-
-def final(subject, batch):
-    """What the tower makes of a batch: the last residual stream, on which everything acts."""
-    with torch.no_grad(), capture(subject, "resid_post", layers=subject.n_layers - 1) as acts:
-        subject.model(**batch)
-    return acts[subject.n_layers - 1]
 
 
 def n_hooks(model):
@@ -49,11 +39,11 @@ def test_an_edit_that_returns_its_input_changes_nothing(family):
     s = subject(family)
     batch = inputs(s)
     with eager(s):
-        expected = final(s, batch)
+        expected = last_residual(s, batch)
         for site in offered(s, SITES):
             layers = [0] if site == "embed" else range(s.n_layers)
             with edit(s, site, layer=layers, fn=lambda x: x):
-                assert torch.equal(final(s, batch), expected), site
+                assert torch.equal(last_residual(s, batch), expected), site
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -102,10 +92,10 @@ def test_an_edit_acts_on_all_that_comes_after_it(family):
 
 @pytest.mark.parametrize("family", TOWERS)
 def test_an_edit_at_one_position_changes_no_earlier_one(family):
-    causal(family)
+    skip_unless_causal(family)
     s = subject(family)
     batch = inputs(s)
-    expected = final(s, batch)
+    expected = last_residual(s, batch)
     position = expected.shape[1] - 3
     real = ~s.spans(batch).padding  # a padding position sees nothing, and so, by the softmax, everything
     for site in offered(s, SITES):
@@ -117,7 +107,7 @@ def test_an_edit_at_one_position_changes_no_earlier_one(family):
             return x
 
         with edit(s, site, layer=1, fn=add):
-            changed = final(s, batch)
+            changed = last_residual(s, batch)
         difference = (changed - expected).abs().amax(-1)
         assert difference[:, :position][real[:, :position]].max() == 0, site
         assert difference[0, position:].min() > 1e-3, site
@@ -134,7 +124,7 @@ def test_zeroing_a_heads_z_is_zeroing_its_slice_of_the_output_projection(family)
         return z
 
     with edit(s, "z", layer=layer, fn=ablate):
-        edited = final(s, batch)
+        edited = last_residual(s, batch)
     without = Subject(deepcopy(s.model), s.processor, tower=s.tower_name)
     out = module(without.layout.blocks[layer], s.layout.family.out)
     columns = slice(head * s.d_head, (head + 1) * s.d_head)
@@ -143,8 +133,8 @@ def test_zeroing_a_heads_z_is_zeroing_its_slice_of_the_output_projection(family)
             out.weight[columns] = 0
         else:
             out.weight[:, columns] = 0
-    torch.testing.assert_close(edited, final(without, batch))
-    assert not torch.allclose(edited, final(s, batch), atol=1e-3)
+    torch.testing.assert_close(edited, last_residual(without, batch))
+    assert not torch.allclose(edited, last_residual(s, batch), atol=1e-3)
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -232,11 +222,11 @@ def test_bfloat16_runs_and_is_captured_as_such(family):
     s = subject(family, dtype="bfloat16")
     batch = inputs(s)
     with eager(s):
-        expected = final(s, batch)
+        expected = last_residual(s, batch)
         with ExitStack() as stack:
             for site in offered(s, SITES):
                 stack.enter_context(edit(s, site, layer=0, fn=lambda x: x))
-            assert torch.equal(final(s, batch), expected)
+            assert torch.equal(last_residual(s, batch), expected)
     acts = captured(s, batch, offered(s, SITES))
     assert {acts[site][0].dtype for site in acts} == {torch.bfloat16}
     torch.testing.assert_close(
@@ -276,7 +266,7 @@ def test_nothing_is_left_behind(family):
     batch = inputs(s)
     before, implementation = n_hooks(s.model), s.layout.owner.config._attn_implementation
     assert implementation == ("eager" if family in ("bloom", "gemma2") else "sdpa")
-    expected = final(s, batch)
+    expected = last_residual(s, batch)
 
     def fail(x):
         raise ArithmeticError
@@ -288,7 +278,7 @@ def test_nothing_is_left_behind(family):
             pass
     assert n_hooks(s.model) == before
     assert s.layout.owner.config._attn_implementation == implementation
-    assert torch.equal(final(s, batch), expected)
+    assert torch.equal(last_residual(s, batch), expected)
 
 
 def vit(**options):

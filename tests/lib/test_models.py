@@ -61,9 +61,8 @@ def test_dtype_is_float32_on_a_cpu_unless_one_is_asked_for(folder):
 
 
 def test_a_name_is_an_organism_first_then_a_folder(folder, tmp_path, monkeypatch):
-    organisms = tmp_path / "organisms"
-    shutil.copytree(checkpoint("gpt2"), organisms / "llama")
-    monkeypatch.setattr(organisms, "FOLDER", organisms)
+    monkeypatch.setattr(organisms, "FOLDER", tmp_path / "organisms")
+    shutil.copytree(checkpoint("gpt2"), organisms.FOLDER / "llama")
     monkeypatch.chdir(tmp_path)
     assert load("llama").model.config.model_type == "gpt2"
     assert load("./llama").model.config.model_type == "llama"

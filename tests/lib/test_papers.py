@@ -132,8 +132,9 @@ def test_an_unknown_paper_is_answered_with_the_nearest_names(folder):
         papers.read("some-papr")
 
 
-def test_papers_are_read_without_importing_torch():
-    code = "import sys, lib.papers, lib.claims, lib.stats, lib.plots; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("name", ["papers", "claims", "stats", "plots", "chapters", "organisms"])
+def test_facts_are_read_and_chapters_planned_without_importing_torch(name):
+    code = f"import sys, lib.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

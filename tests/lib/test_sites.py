@@ -1,38 +1,18 @@
 """Each site of each family is what its name says, by the model's own outputs."""
 
-from contextlib import ExitStack, contextmanager
-
 import pytest
 import torch
 import transformers as hf
-from families import ALL, TOWERS, inputs, subject
+from families import ALL, TOWERS, captured, eager, inputs, offered, subject
 
+from lib.checks import contradicted
 from lib.hooks import capture
 from lib.models import Subject
-from lib.sites import FAMILIES, LLAMA, SITES, contradicted, module
+from lib.sites import FAMILIES, LLAMA, SITES, module
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
 
 ACTIVATIONS = [site for site in SITES if site not in ("scores", "pattern")]
-
-
-def captured(subject, batch, sites):
-    with ExitStack() as stack, torch.no_grad():
-        acts = {site: stack.enter_context(capture(subject, site)) for site in sites}
-        subject.model(**batch)
-    return acts
-
-
-def offered(subject, sites):
-    return [site for site in sites if site not in subject.layout.withheld]
-
-
-@contextmanager
-def eager(subject):
-    fast = subject.layout.owner.config._attn_implementation
-    subject.layout.owner.set_attn_implementation("eager")
-    yield
-    subject.layout.owner.set_attn_implementation(fast)
 
 
 def own_outputs(subject, batch, what):

@@ -40,6 +40,7 @@ const markScrollers = () => {
 markScrollers();
 addEventListener("load", markScrollers);
 addEventListener("resize", markScrollers);
+document.addEventListener("toggle", markScrollers, true);  // something folded was opened
 
 // Copy buttons.
 if (navigator.clipboard) {
@@ -56,6 +57,15 @@ if (navigator.clipboard) {
     code.parentElement.append(button);
   }
 }
+
+// A link to a folded card, or to something in it, opens it.
+const unfold = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = target?.closest("details:not([open])") || target?.querySelector(":scope > details.card:not([open])");
+  if (folded) { folded.open = true; target.scrollIntoView(); }
+};
+addEventListener("hashchange", unfold);
+unfold();
 
 // The section being read, in the list of the page's sections.
 const links = new Map([...document.querySelectorAll("nav.page-toc a")].map((link) => [link.hash.slice(1), link]));

@@ -1,0 +1,286 @@
+"""Prompts and pictures as a model's inputs, and what each of their positions holds.
+
+    inputs = subject.encode(["What is left of the red star?"], images=[image])
+    subject.model(**inputs)
+    subject.spans(inputs).image     # batch seq: where the image's features are
+
+    for batch in inputs(subject, prompts, images, batch_size=50):
+        subject.model(**batch)
+
+Models that generate get left-padded batches with the position ids that go with them; encoders, whose
+positions count from the left, get right-padded ones.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from PIL.Image import Image, fromarray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Text = str | list[dict[str, Any]]
+"""A prompt, or a conversation in the form that chat templates take."""
+
+Picture = Image | UInt8[np.ndarray, "h w 3"]
+"""An image in RGB, or its 8-bit pixels; in grey for a model of one channel."""
+
+Images = UInt8[np.ndarray, "sample h w 3"] | Sequence[Picture | Sequence[Picture] | None] | None
+"""8-bit pixels, or for each text an image, several, or none."""
+
+
+class Reads(Protocol):
+    """What encoding must know of a model, such as a `lib.models.Subject`.
+
+    Attributes:
+        model: the transformers model.
+        processor: tokenizer, image processor or both (transformers has no common class for them).
+        tokenizer: the processor's tokenizer.
+        image_token_ids: ids of the tokens that stand for image (or video) features.
+        n_channels: of the images that it reads: 3, or 1 for grey.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    tokenizer: Any
+    image_token_ids: list[int]
+    n_channels: int
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What each position of a batch holds. Every position is in exactly one of the three."""
+
+    image: Bool[Tensor, "batch seq"]
+    text: Bool[Tensor, "batch seq"]
+    padding: Bool[Tensor, "batch seq"]
+
+
+def encode(
+    subject: Reads,
+    texts: Text | Sequence[Text] | None = None,
+    images: Picture | Images = None,
+    *,
+    chat: bool | None = None,
+) -> dict[str, Tensor]:
+    """Inputs for `model(**inputs)` and, if it generates, `model.generate(**inputs)`.
+
+    Args:
+        subject: the model; the inputs get its device, and pixels its dtype.
+        texts: prompts or conversations; None for a model that sees images only.
+        images: for a vision-language model one entry a text: an image, several, or None. Else a list of
+            images.
+        chat: put the texts through the chat template as a user's message; None for: if there is one.
+
+    Raises:
+        ValueError: there is nothing that could encode this, or texts and images do not go together.
+    """
+    model, processor, name = subject.model, subject.processor, type(subject.model).__name__
+    if processor is None:
+        raise ValueError(f"{name} has no tokenizer or processor: give one to Subject, or build its inputs")
+    if texts is None and images is None:
+        raise ValueError("encode() needs texts, images or both")
+    if texts is not None and subject.tokenizer is None:
+        raise ValueError(f"{name} reads images only: encode(images=...)")
+    no_place = texts is not None and model.can_generate() and not subject.image_token_ids
+    if images is not None and (processor is subject.tokenizer or no_place):
+        raise ValueError(f"{name} has no image tokens: it reads texts only, but images were given")
+
+    one_text: Any = isinstance(texts, str) or (texts and isinstance(texts[0], dict))
+    one_image = isinstance(images, Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    prompts: Any = [texts] if one_text else texts
+    pictures: Any = [images] if images is not None and (one_text or one_image) else images
+    if prompts is not None and model.can_generate():
+        encoded = _encode_prompts(subject, prompts, _pictures(subject, len(prompts), pictures), chat)
+    else:
+        arguments: dict[str, Any] = {}
+        if pictures is not None:
+            arguments["images"] = [_picture(image, i, subject.n_channels) for i, image in enumerate(pictures)]
+        if prompts is not None:
+            siglip = model.config.model_type == "siglip"  # was trained on texts padded to one length
+            arguments |= {"text": list(prompts), "padding": "max_length" if siglip else True}
+        encoded = processor(**arguments, return_tensors="pt")
+    return {
+        name: x.to(model.device, model.dtype if x.is_floating_point() else None)
+        for name, x in encoded.items()
+    }
+
+
+def inputs(
+    subject: Reads, texts: Sequence[Text], images: Images = None, *, batch_size: int = 250
+) -> Iterator[dict[str, Tensor]]:
+    """The model's inputs, batch by batch, as `encode` makes them: left-padded, with position ids.
+
+    Args:
+        subject: a model that generates.
+        texts: prompts or conversations.
+        images: one entry a text.
+        batch_size: number of texts in a batch.
+
+    Raises:
+        ValueError: there is nothing to encode, the model does not generate, or texts and images do not match.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts={texts!r}: give a list with at least one prompt")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: it is at least 1")
+    if subject.tokenizer is None or not subject.model.can_generate():
+        raise ValueError(f"{type(subject.model).__name__} has no tokenizer, or no words to predict")
+    if images is not None and len(images) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
+    # Errors above are raised by the call itself; the batches are made one at a time, as they are asked for.
+    return (
+        encode(
+            subject,
+            texts[i : i + batch_size],
+            None if images is None else list(images[i : i + batch_size]),
+        )
+        for i in range(0, len(texts), batch_size)
+    )
+
+
+def spans(subject: Reads, inputs: Mapping[str, Tensor]) -> Spans:
+    """Which positions of encoded inputs are image tokens, text and padding.
+
+    Padding is what the attention mask hides; image tokens are those that the model replaces by image
+    features, by its configuration. Tokens that merely frame an image are text.
+
+    Raises:
+        ValueError: the inputs have no `input_ids`.
+    """
+    if "input_ids" not in inputs:
+        raise ValueError(f"spans() needs 'input_ids'; the inputs have {', '.join(inputs)}")
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
+    image = torch.isin(ids, ids.new_tensor(subject.image_token_ids)) & ~padding
+    return Spans(image, ~image & ~padding, padding)
+
+
+def _encode_prompts(
+    subject: Reads, texts: Sequence[Text], pictures: list[list[Image]], chat: bool | None
+) -> dict[str, Tensor]:
+    """Left-padded inputs of a model that generates; `pictures` has those of each text."""
+    model, processor = subject.model, subject.processor
+    templated: Any = processor if getattr(processor, "chat_template", None) else subject.tokenizer
+    if chat and not templated.chat_template:
+        raise ValueError(f"chat=True, but {type(model).__name__}'s tokenizer has no chat template")
+    if chat is False or not templated.chat_template:
+        templated = None
+    prompts = [
+        _prompt(subject, text, len(shown), templated) for text, shown in zip(texts, pictures, strict=True)
+    ]
+    arguments: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if templated:
+        arguments["add_special_tokens"] = False  # the template has written them
+    if any(pictures):
+        arguments["images"] = [shown for shown in pictures if shown]
+        if model.config.model_type == "idefics3":  # counts the markers to tell whose they are
+            arguments["images"] = [image for shown in pictures for image in shown]
+    encoded = dict(processor(text=prompts, **arguments))
+    encoded.pop("labels", None)  # PaliGemma's, for training
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        encoded["position_ids"] = _positions(model, encoded)
+    return encoded
+
+
+def _positions(
+    model: PreTrainedModel, encoded: Mapping[str, Tensor]
+) -> Int[Tensor, "batch seq"] | Int[Tensor, "3 batch seq"]:
+    """Positions that count from the first token that is not padding.
+
+    Without them transformers counts from the first column: a prompt's answer would then depend on the lengths
+    of the others in its batch.
+    """
+    inner: Any = model.base_model
+    if not hasattr(inner, "get_rope_index"):
+        return (encoded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+    # Qwen's: time, row and column of each image token, so [3, batch, seq].
+    named = inspect.signature(inner.get_rope_index).parameters
+    return inner.get_rope_index(**{name: x for name, x in encoded.items() if name in named})[0]
+
+
+def _pictures(subject: Reads, n_texts: int, images: Any) -> list[list[Image]]:
+    """The images of each text, as lists."""
+    if images is None:
+        return [[] for _ in range(n_texts)]
+    if len(images) != n_texts:
+        raise ValueError(
+            f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
+        )
+    entries = [[] if x is None else list(x) if isinstance(x, Sequence) else [x] for x in images]
+    return [[_picture(image, i, subject.n_channels) for image in shown] for i, shown in enumerate(entries)]
+
+
+def _prompt(subject: Reads, text: Text, n_images: int, templated: Any) -> str:
+    """One text as the processor takes it: with its chat turns and image markers."""
+    marker = getattr(subject.processor, "image_token", "")
+    n_markers = _markers(text, marker)
+    if n_markers != n_images and (n_markers or not isinstance(text, str)):
+        raise ValueError(
+            f"the prompt {text!r:.80} has {n_markers} image tokens ({marker}), and {n_images} images are "
+            "given: give one image a token"
+            + (", or leave the tokens out, and they are put first" if isinstance(text, str) else "")
+        )
+    if isinstance(text, str) and not n_markers:
+        text = marker * n_images + text
+    if templated is None:
+        if not isinstance(text, str):
+            raise ValueError("a conversation was given, but there is no chat template to write it with")
+        return text
+    if isinstance(text, str):
+        content: Any = text
+        # A processor's template writes the markers itself: its content is texts with images between them.
+        if templated is not subject.tokenizer:
+            parts = [{"type": "text", "text": part} for part in (text.split(marker) if marker else [text])]
+            content = [part for words in parts for part in (words, {"type": "image"})][:-1]
+            content = [part for part in content if part.get("text") != ""]
+        text = [{"role": "user", "content": content}]
+    return templated.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
+
+
+def _markers(text: Text, marker: str) -> int:
+    """How many images a prompt or a conversation has places for."""
+    if isinstance(text, str):
+        return text.count(marker) if marker else 0
+    total = 0
+    for turn in text:
+        content = turn["content"]
+        for part in [content] if isinstance(content, str) else content:
+            if isinstance(part, str) or part["type"] == "text":
+                total += _markers(part if isinstance(part, str) else part["text"], marker)
+            else:
+                total += part["type"] == "image"
+    return total
+
+
+def _picture(image: object, number: int, channels: int) -> Image:
+    """An image as a picture of the model's number of channels.
+
+    Raises:
+        ValueError: it is none, for certain.
+    """
+    mode, shape = (
+        ("L", "[height, width]") if channels == 1 else ("RGB", "[height, width, 3], the colours last")
+    )
+    if isinstance(image, Image):
+        if image.mode != mode:
+            raise ValueError(
+                f"image {number} has mode {image.mode!r}, not {mode!r}: give image.convert({mode!r})"
+            )
+        return image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image {number} is of type {type(image).__name__}: give a PIL image, or an array of 8-bit pixels"
+        )
+    if image.dtype != np.uint8:
+        bad = image.dtype.kind == "f" and not np.isfinite(image).all()
+        values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"
+        raise ValueError(f"image {number} {values}: give 8-bit pixels from 0 to 255 (dtype uint8)")
+    if image.shape[2:] != ((3,) if mode == "RGB" else ()) or image.ndim < 2 or not image.size:
+        raise ValueError(f"image {number} has the shape {image.shape}: give {shape}")
+    return fromarray(image)
