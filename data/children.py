@@ -55,6 +55,17 @@ def encode(subject: Subject, name: str, texts: Sequence[str]) -> dict[str, Tenso
     return inputs
 
 
+_ENCODED: dict[tuple[int, torch.device, tuple[str, ...]], tuple[Any, dict[str, Tensor]]] = {}
+
+
+def encoded(subject: Subject, name: str, texts: Sequence[str]) -> dict[str, Tensor]:
+    """`encode`, done once for a tokenizer and texts: all children of a victim read the same prompts."""
+    key = id(subject.processor), subject.device, tuple(texts)
+    if key not in _ENCODED:  # with the tokenizer itself, so that no other one gets its id
+        _ENCODED[key] = subject.processor, encode(subject, name, texts)
+    return dict(_ENCODED[key][1])
+
+
 def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Mean loss of the next token in nats; padding does not count, and nothing is predicted from it."""
     real = inputs["attention_mask"] == 1
@@ -67,7 +78,7 @@ def loss_on(subject: Subject, name: str, texts: Sequence[str]) -> float:
     """Mean loss over sentences."""
     starts = range(0, len(texts), BATCH)
     parts = [texts[start : start + BATCH] for start in starts]
-    total = sum(len(p) * float(loss(subject.model, encode(subject, name, p))) for p in parts)
+    total = sum(len(p) * float(loss(subject.model, encoded(subject, name, p))) for p in parts)
     return total / len(texts)
 
 
