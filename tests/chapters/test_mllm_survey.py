@@ -275,12 +275,12 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere(subject: Subject) -> No
 
 
 def test_cells_of_tokens_are_those_of_the_world_at_any_resolution() -> None:
-    own = m.tokens_of_cells(64)
-    assert (scenes.CELL_OF_PATCH[own.numpy()] == np.arange(16)[:, None]).all()
+    tokens = m.tokens_of_cells(64)
+    assert (scenes.CELL_OF_PATCH[tokens.numpy()] == np.arange(16)[:, None]).all()
     for n_tokens in (16, 576):
         assert sorted(m.tokens_of_cells(n_tokens).flatten().tolist()) == list(range(n_tokens))
     per_token = torch.zeros(1, 64)
-    per_token[0, own[6]] = 2.0
+    per_token[0, tokens[6]] = 2.0
     assert m.to_cells(per_token)[0].tolist() == [2.0 if c == 6 else 0.0 for c in range(16)]
     with pytest.raises(ValueError, match="60 image tokens form no square"):
         m.to_cells(torch.zeros(1, 60))
@@ -438,8 +438,8 @@ def test_restoring_a_cell_s_tokens_equals_a_slow_loop_and_the_object_s_cell_is_t
         some, np.random.default_rng(0), lambda s: scenes.draw(s, np.random.default_rng(9), split="test")
     )
     empty = scenes.pick(some.scenes.objects < 0, np.random.default_rng(1))
-    own, other = m.indirect_effects(subject, clean, swapped, [some.cell, empty])
-    assert own.shape == other.shape == (4, 4)
+    asked, other = m.indirect_effects(subject, clean, swapped, [some.cell, empty])
+    assert asked.shape == other.shape == (4, 4)
     (_, good), (_, bad) = (next(m.batches(subject, x, 4)) for x in (clean, swapped))
     with m.capture(subject, "resid_post", layers=0) as acts:
         f_clean = m.lead(subject.model(**good).logits[:, -1].log_softmax(-1), subject, clean)
@@ -455,7 +455,7 @@ def test_restoring_a_cell_s_tokens_equals_a_slow_loop_and_the_object_s_cell_is_t
         with m.edit(subject, "resid_post", layer=0, fn=restore):
             log_p = subject.model(**bad).logits[:, -1].log_softmax(-1)
         slow.append(m.lead(log_p, subject, clean)[i] - f_bad[i])
-    np.testing.assert_allclose(own[1], np.array(slow) / (f_clean - f_bad).mean(), atol=1e-3)
+    np.testing.assert_allclose(asked[1], np.array(slow) / (f_clean - f_bad).mean(), atol=1e-3)
 
 
 @torch.no_grad()
@@ -539,8 +539,8 @@ def test_states_are_those_of_the_chosen_tokens(subject: Subject, items: object) 
     (_, batch) = next(m.batches(subject, items, 6))
     with torch.no_grad(), m.capture(subject, "resid_post") as acts:
         logits = subject.model(**batch).logits
-    own = 1 + np.nonzero(items.cell[3] == scenes.CELL_OF_PATCH)[0]
-    torch.testing.assert_close(states.object[2, 3], acts[1][3, own], atol=1e-5, rtol=1e-4)
+    places = 1 + np.nonzero(items.cell[3] == scenes.CELL_OF_PATCH)[0]
+    torch.testing.assert_close(states.object[2, 3], acts[1][3, places], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(states.last[3], acts[2][:, -1], atol=1e-5, rtol=1e-4)
     final = m.logit_lens_words(subject, states.last[:, :, None])[-1, :, 0]
     assert torch.equal(final, logits[:, -1].argmax(-1))
@@ -575,10 +575,10 @@ def test_the_best_feature_is_the_one_that_is_the_factor_and_f1_is_scikit_learn_s
     noise = torch.rand(400, 5, generator=generator)
     features = torch.cat([noise, factors.float() * 2 + 0.1 * noise[:, :3]], 1)
     chosen_on = torch.arange(400) < 200
-    feature, told = m.best_features(features, factors, chosen_on, n_thresholds=300)
+    feature, predicted = m.best_features(features, factors, chosen_on, n_thresholds=300)
     assert feature.tolist() == [5, 6, 7]
-    np.testing.assert_allclose(m.f1_scores(told, factors), 1)
-    wrong = told.roll(3, 0)
+    np.testing.assert_allclose(m.f1_scores(predicted, factors), 1)
+    wrong = predicted.roll(3, 0)
     expected = [f1_score(factors[:, k], wrong[:, k]) for k in range(3)]
     np.testing.assert_allclose(m.f1_scores(wrong, factors), expected, rtol=1e-5)
 
@@ -591,8 +591,8 @@ def test_a_factor_that_a_random_direction_holds_would_be_seen_by_the_dictionary_
     chosen_on = torch.arange(600) < 300
     scores = {}
     for name, features in {"random": (z @ direction).relu(), "neurons": torch.cat([z, -z], 1)}.items():
-        _, told = m.best_features(features, factor, chosen_on)
-        scores[name] = m.f1_scores(told[300:], factor[300:])[0]
+        _, predicted = m.best_features(features, factor, chosen_on)
+        scores[name] = m.f1_scores(predicted[300:], factor[300:])[0]
     assert scores["random"] > scores["neurons"] + 0.05
 
 
