@@ -13,9 +13,9 @@ from families import QUESTIONS
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from data.sets import hallucination as scores
 from data.worlds import scene_words, scenes
 from lib import chapters
-from lib import hallucination as scores
 from lib.generate import generate
 from lib.hooks import capture, edit
 from lib.models import Subject

@@ -14,10 +14,10 @@ from families import QUESTIONS
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from data.sets import hallucination as scores
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from lib import chapters
-from lib import hallucination as scores
 from lib.generate import answer_logprobs
 from lib.hooks import capture, edit
 from lib.models import Subject

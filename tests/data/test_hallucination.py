@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from data.sets import hallucination as h
 from data.sets import mentioned
 from data.worlds import scene_words, scenes
-from lib import hallucination as h
 
 WORDS = {
     "dog": "dog",
