@@ -42,6 +42,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("lib") is None:
 TAGS = {
     "setup",
     "parameters",
+    "core",
     "method",
     "full-width",
     "margin",
