@@ -27,7 +27,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="module")
 def items() -> object:
-    return m.scene_items(16, 2, seed=0)
+    return m.draw_items("scenes", 16, 2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,16 @@ def test_text_alone_does_not_see_the_image_and_image_alone_not_the_sentence(
     swapped = items._replace(texts=items.unrelated)
     np.testing.assert_array_equal(m.study("other", subject, swapped, 20).vision.log_p, study.vision.log_p)
     assert tokens == [[t] for t in range(tokens[0][0], tokens[0][0] + 6)]
+
+
+def test_only_deep_models_are_asked_with_an_unrelated_sentence(
+    subject: Subject, items: object, study: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.unrelated is None
+    monkeypatch.setattr(m, "MIN_LAYERS", subject.n_layers)
+    few = items._replace(images=items.images[:1], questions=items.questions[:1], texts=items.texts[:2],
+                         unrelated=items.unrelated[:2], image=items.image[:2])  # fmt: skip
+    assert m.study("deep", subject, few, 20).unrelated.top.shape == (subject.n_layers, 2)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
@@ -238,10 +248,10 @@ def test_no_crossing_is_reported_and_nothing_is_extrapolated() -> None:
     assert (always, never) == (np.inf, -np.inf)
     assert np.isnan(m.balance_point(np.array([0.0, 1.0]), x))
     assert m.balance_point(np.array([0.5, -1.0]), x) == 0.5
-    assert m.said(Estimate(np.inf, 0.5, np.inf, 9), x) == "no crossing (b > 1.0)"
-    assert m.said(Estimate(-np.inf, -np.inf, 0.5, 9), x) == "no crossing (b < -2.0)"
-    assert m.said(Estimate(0.5, 0.25, np.inf, 9), x) == "0.50 [0.25, > 1.0]"
-    assert m.said(Estimate(np.nan, np.nan, np.nan, 9), x) == "does not fall"
+    assert m.crossing(Estimate(np.inf, 0.5, np.inf, 9), x) == "no crossing (b > 1.0)"
+    assert m.crossing(Estimate(-np.inf, -np.inf, 0.5, 9), x) == "no crossing (b < -2.0)"
+    assert m.crossing(Estimate(0.5, 0.25, np.inf, 9), x) == "0.50 [0.25, > 1.0]"
+    assert m.crossing(Estimate(np.nan, np.nan, np.nan, 9), x) == "does not fall"
 
 
 def test_infinite_balance_points_of_resamples_stay_in_the_interval() -> None:
@@ -296,22 +306,24 @@ def test_the_falling_fit_is_that_of_pooling_adjacent_violators() -> None:
 
 @pytest.mark.parametrize("slope", [0.0, -2.0])
 def test_the_test_for_a_rise_is_calibrated_where_the_curve_is_monotone(slope: float) -> None:
-    p = [m.shape_test(*curve(slope, 0, 240, seed), 8, 60, seed).p_rises for seed in range(100)]
+    p = [m.rise_test(*curve(slope, 0, 240, seed), 8, 60, seed)[1] for seed in range(100)]
     assert np.mean(np.array(p) <= 0.1) <= 0.2
 
 
-def test_the_test_for_a_fall_is_calibrated_where_the_curve_is_flat() -> None:
-    p = [m.shape_test(*curve(0, 0, 240, seed), 8, 60, seed).p_falls for seed in range(100)]
-    assert 0.02 <= np.mean(np.array(p) <= 0.1) <= 0.2
+def test_the_test_sees_a_rise_and_no_rise_in_a_fall() -> None:
+    assert m.rise_test(*curve(-2, 0, 400, seed=5), 10, 99, seed=0)[1] > 0.05
+    assert m.rise_test(*curve(2, 0, 400, seed=5), 10, 99, seed=0)[1] == 0.01
 
 
-def test_the_tests_see_a_fall_and_a_rise() -> None:
-    found = m.shape_test(*curve(-2, 0, 400, seed=5), 10, 99, seed=0)
-    assert found.p_falls == 0.01
-    assert found.p_rises > 0.05
-    found = m.shape_test(*curve(2, 0, 400, seed=5), 10, 99, seed=0)
-    assert found.p_rises == 0.01
-    assert found.falls == pytest.approx(0, abs=1e-6)
+def test_permuted_choices_keep_their_number_and_lose_their_slope() -> None:
+    x, y = curve(-2, 0, 400, seed=5)
+    weights = m.resampled(400, 200, seed=0)
+    dealt = m.permuted(y, 200, RNG(0))
+    assert (dealt.sum(1) == y.sum()).all()
+    null = m.estimate(m.logistic_fit(x, dealt, weights)[:, 1], 400)
+    planted = m.estimate(m.logistic_fit(x, np.tile(y, (201, 1)), weights)[:, 1], 400)
+    assert null.low < 0 < null.high
+    assert planted.high < -1  # the null's own function shows an effect that is there
 
 
 # Layers
@@ -344,20 +356,60 @@ def test_sides_tell_the_told_from_the_seen_colour_and_from_the_rest() -> None:
     assert m.sides(top, np.full(4, 1), np.full(4, 2)).tolist() == [[1, -1, 0, 0]]
 
 
-def test_bridges_start_and_end_with_the_gap_and_vary_as_its_steps_do() -> None:
-    rng = RNG(7)
-    gap = np.cumsum(rng.standard_normal((6, 400)) * np.array([1, 2, 1, 3, 1, 2])[:, None], axis=0)
-    walks = m.bridges(gap, 300, rng)
-    np.testing.assert_allclose(walks[:, 0], np.broadcast_to(gap[0], (300, 400)))
-    np.testing.assert_allclose(walks[:, -1], np.broadcast_to(gap[-1], (300, 400)), atol=1e-9)
-    variance = np.diff(gap, axis=0).std(1) ** 2
-    expected = variance * (1 - variance / variance.sum())
-    np.testing.assert_allclose(np.diff(walks, axis=1).var(0).mean(1), expected, rtol=0.05)
+# Mixes
 
 
-def test_crossings_count_changes_of_sign() -> None:
-    gap = np.array([[1.0, 1, -1], [-1.0, 2, -2], [1.0, 3, -3]])
-    assert m.crossings(gap).tolist() == [2, 0, 0]
+def test_the_parts_of_a_ratios_change_add_up_and_other_items_on_one_curve_leave_the_curve() -> None:
+    x, y = curve(-2, 0.3, 4000, seed=6)
+    first, second = (np.where(easy, 4.0, 1.0)[None] for easy in (x < 0, x > 1))
+    of_items, of_curve = m.decomposition(x, y, first, second)
+    total = (first @ y / first.sum(1) - second @ y / second.sum(1))[0]
+    assert of_items[0] + of_curve[0] == pytest.approx(total, abs=1e-3)
+    assert of_items[0] > 0.2
+    assert abs(of_curve[0]) < 0.05
+
+
+def test_another_curve_is_told_from_other_items() -> None:
+    x, rng = RNG(7).uniform(-2, 2, 4000), RNG(8)
+    group = rng.random(4000) < 0.5  # of equal items, with another balance point
+    y = (rng.random(4000) < expit(-2 * (x - np.where(group, 1.0, -1.0)))).astype(float)
+    of_items, of_curve = m.decomposition(
+        x, y, np.where(group, 9.0, 1.0)[None], np.where(group, 1.0, 9.0)[None]
+    )
+    assert of_curve[0] > 0.2
+    assert abs(of_items[0]) < 0.05
+
+
+# Is anything compared?
+
+
+def chosen_by(w_text: float, w_vision: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entropies, relative uncertainty and choices by known weights."""
+    rng = RNG(seed)
+    h = rng.uniform(0.02, 1.79, (3000, 2))
+    y = rng.random(3000) < expit(w_text * (h[:, 0] - 0.9) + w_vision * (h[:, 1] - 0.9))
+    return h, m.relative_uncertainty(h[:, 0], h[:, 1]), y.astype(float)
+
+
+def test_a_one_sided_rule_falls_where_the_image_decides_and_not_where_it_does_not() -> None:
+    ones = np.ones(3000)
+    h, x, y = chosen_by(0, 4, seed=9)
+    own = m.logistic_fit(x, y, ones)[1]
+    assert m.one_sided_fit(h[:, 1], x, y, ones)[1] == pytest.approx(own, abs=0.1)
+    assert own < -0.8
+    h, x, y = chosen_by(-4, 0, seed=9)
+    assert m.one_sided_fit(h[:, 1], x, y, ones)[1] == pytest.approx(0, abs=0.1)
+    assert m.one_sided_fit(h[:, 0], x, y, ones)[1] < -0.8
+
+
+def test_exchanging_the_modalities_makes_their_weights_equal_and_opposite() -> None:
+    h, _, y = chosen_by(-1, 5, seed=10)
+    ones = np.ones(3000)
+    _, of_text, of_vision = m.logistic_fit(h, y, ones)
+    assert (of_text, of_vision) == (pytest.approx(-1, abs=0.4), pytest.approx(5, abs=0.6))
+    _, of_text, of_vision = m.logistic_fit(*m.exchanged(h, y, RNG(0)), ones)
+    assert of_text + of_vision == pytest.approx(0, abs=0.4)
+    assert of_vision > 1
 
 
 # Prediction
@@ -375,7 +427,7 @@ def test_the_sum_of_log_probabilities_of_a_made_up_pool_predicts_it_wholly() -> 
     items = m.Items(*[None] * 4, np.arange(n), None, None, seen, told, ())
     features = m.predictors(m.Study("pool", *asked, None, None), t, items)
     assert ((features["sum of log-probabilities"][:, 0] > 0) == y).all()
-    p = m.predicted(features["pool with weights and bias"], y, np.arange(n))
+    p = m.predicted(features["log-probabilities with weights and bias"], y, np.arange(n))
     assert ((p > 0.5) == y).mean() > 0.95
     assert p.shape == (n,)
 
@@ -383,42 +435,12 @@ def test_the_sum_of_log_probabilities_of_a_made_up_pool_predicts_it_wholly() -> 
 # Items and parameters
 
 
-def test_the_shapes_of_the_paper_hide_neither_target_nor_answers() -> None:
-    items = m.shape_items(28, 3, seed=0)
-    paint = {name: colour for name, (colour, _) in m.PAINTS.items()}
-    for i in range(28):
-        seen, told = items.colours[items.seen[i]], items.colours[items.told[i]]
-        share = (items.images[i] == paint[seen]).all(-1).mean()
-        assert share == pytest.approx(m.SHAPE_TIERS[items.visual_tier[i]][0], rel=0.75)
-        assert not (items.images[i] == paint[told]).all(-1).any()
-        for k in np.nonzero(items.image == i)[0]:
-            shape = items.questions[i].split()[4].rstrip("?")
-            assert items.texts[k].startswith(f"The {shape}")
-            assert shape not in items.unrelated[k].removesuffix(items.questions[i])
-            assert (told in items.texts[k]) == (items.text_tier[k] < 2)
-    assert np.bincount(items.text_tier).tolist() == [28] * 3
-    with pytest.raises(ValueError, match="n_texts=4: the set 'shapes' has three textual tiers"):
-        m.shape_items(8, 4, seed=0)
-
-
-GOOD = {"data": "scenes", "uncertainty": "entropy", "ambiguous_radius": 0.5, "n_images": 16, "n_bins": 3}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"data": "pictures"}, r"data='pictures': expected one of scenes, shapes"),
-        ({"uncertainty": "doubt"}, r"uncertainty='doubt': expected one of entropy, answer_entropy"),
-        ({"ambiguous_radius": 2.5}, r"ambiguous_radius=2.5"),
-        ({"n_images": 3}, r"n_images=3: expected at least 16"),
-        ({"n_bins": 1}, r"n_bins=1: expected at least 3"),
-        ({"min_total_entropy": -1}, r"min_total_entropy=-1: expected at least 0"),
-    ],
-)
-def test_parameters_that_cannot_work_are_named_before_anything_runs(wrong: dict, message: str) -> None:
-    m.check_parameters(**GOOD)
-    with pytest.raises(ValueError, match=message):
-        m.check_parameters(**GOOD | wrong)
+def test_both_kinds_of_items_have_one_form() -> None:
+    for data in ("scenes", "shapes"):
+        items = m.draw_items(data, 8, 2, seed=0)
+        assert (items.seen != items.told).all()
+        assert len(items.texts) == len(items.unrelated) == len(items.image) == 16
+        assert max(items.seen.max(), items.told.max()) < len(items.colours) == 6
 
 
 def test_the_family_stands_for_its_variants_and_their_seeds_and_any_other_name_for_itself() -> None:
