@@ -43,6 +43,7 @@ TAGS = {
     "setup",
     "parameters",
     "method",
+    "core",
     "full-width",
     "margin",
     "scroll-output",

@@ -24,7 +24,7 @@ from lib.organisms import FOLDER, seeds_of, shipped, split_name
 
 CHAPTERS = "notebooks/"
 FILES = ("config", "metrics")
-NO_RESULT = ("wp-untested", "?", "")
+NO_RESULT = ("wp-untested", "!", "")
 
 
 class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' convention
