@@ -25,7 +25,8 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 
 def gallery(app: Sphinx, docname: str, slug: str) -> str:
     """A picture, a question, a finding and verdicts for each written paper; a question for planned ones."""
-    written, planned = [], []
+    written: list[dict[str, Any]] = []
+    planned: list[dict[str, Any]] = []
     for paper in by_area():
         entry = chapter(app, docname, paper)
         shown = {

@@ -51,7 +51,7 @@ class Row:
     @property
     def by_recorded_run(self) -> bool:
         """Whether a recorded run decided what this one could not."""
-        return bool(self.record) and self.record.decided != self.record.verdict
+        return self.record is not None and self.record.decided != self.record.verdict
 
     @property
     def address(self) -> str:
