@@ -47,5 +47,5 @@ serve: setup ## the built website on localhost
 	@test -d _build/html || { echo "No website yet: run 'make book' first."; exit 1; }
 	@$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 8000
 
-clean: ## remove what was built (the cache of executed chapters too), keep .venv
-	rm -rf _build
+clean: ## remove what we built (the cache of executed chapters too), keep .venv and all else
+	@test ! -x $(BIN)/python || $(BIN)/python -m book clean

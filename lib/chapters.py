@@ -1,4 +1,4 @@
-"""Chapters: find, read and check the notebooks of `notebooks/`, and import a chapter's method."""
+"""Chapters: find and read the notebooks of `notebooks/`, their parameters and their method."""
 
 import ast
 import io
@@ -6,16 +6,15 @@ import linecache
 import re
 import sys
 import tokenize
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import nbformat
-import yaml
 from nbformat import NotebookNode
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +28,7 @@ import os
 import subprocess
 import sys
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads spin otherwise, and stall other programs
 if "google.colab" in sys.modules and importlib.util.find_spec("lib") is None:
     if not REPOSITORY:
         raise RuntimeError("open the chapter with the Colab button of its page: this copy has no repository")
@@ -39,23 +39,8 @@ if "google.colab" in sys.modules and importlib.util.find_spec("lib") is None:
     sys.path.insert(0, os.getcwd())"""
 """The first code cell of every chapter, with the tags `setup` and `remove-cell`."""
 
-TAGS = {
-    "setup",
-    "parameters",
-    "method",
-    "core",
-    "full-width",
-    "margin",
-    "scroll-output",
-    "remove-stdout",
-    "remove-stderr",
-}
-TAGS |= {f"{action}-{part}" for action in ("hide", "remove") for part in ("cell", "input", "output")}
-REQUIRED = ("model", "seed", "device", "dtype")
-SECRET_NAME = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY(_ID)?)(_|$)", re.I
-)
 _TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)}
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def did_you_mean(given: str, known: Any) -> str:
@@ -76,35 +61,15 @@ class Parameter:
     help: str
     """The comment behind it."""
 
-    def convert(self, value: Any) -> Any:
-        """`value` in this parameter's type; text is read as on a command line (`1e-3`, `true`, `[1, 2]`).
-
-        Raises:
-            ValueError: the value does not have the type.
-        """
-        adapter = TypeAdapter(_type(self.type))
-        readings = (ast.literal_eval, yaml.safe_load, str) if isinstance(value, str) else (lambda v: v,)
-        for read_as in readings:
-            try:
-                return adapter.validate_python(read_as(value), strict=True)
-            except (ValidationError, SyntaxError, ValueError, yaml.YAMLError):
-                continue
-        raise ValueError(f"{self.name}={value!r}: expected {self.type}, for example {self.default!r}")
-
-
-@cache
-def _type(annotation: str) -> Any:
-    try:
-        return eval(annotation, {"__builtins__": {}}, _TYPES)
-    except Exception:
-        raise ValueError(
-            f"type {annotation!r}: a parameter is one of {', '.join(_TYPES)}, list[int], ..."
-        ) from None
-
 
 def slugs(root: Path = ROOT) -> list[str]:
-    """Names of the written chapters, in alphabetical order."""
-    return sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+    """Names of the written chapters, in alphabetical order: notebooks with facts in `data/papers`.
+
+    Anything else in `notebooks/` (an editor's copy, a system's hidden file) is no chapter.
+    """
+    described = {path.stem for path in (root / "data" / "papers").glob("*.yml")}
+    written = {path.stem for path in (root / "notebooks").glob("*.ipynb") if path.is_file()}
+    return sorted(slug for slug in written & described if _SLUG.fullmatch(slug))
 
 
 def read(slug: str, root: Path = ROOT) -> NotebookNode:
@@ -120,8 +85,8 @@ def read(slug: str, root: Path = ROOT) -> NotebookNode:
     try:
         notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         nbformat.validate(notebook)
-    except (nbformat.ValidationError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
+    except (nbformat.ValidationError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a notebook: {str(error).partition(chr(10))[0]}") from None
     return notebook
 
 
@@ -132,11 +97,19 @@ def code_cells(notebook: NotebookNode, tag: str | None = None) -> list[NotebookN
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree of a cell; lines of IPython's own (`%magic`, `!command`) count as `pass`."""
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        return ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE))
+    """The syntax tree of a cell; IPython's own syntax (`%magic`, `x = !command`) as the calls that it makes.
+
+    Raises:
+        SyntaxError: it is neither Python nor IPython.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are the chapter's to show, when it runs
+        try:
+            return ast.parse(source)
+        except SyntaxError:
+            from IPython.core.inputtransformer2 import TransformerManager
+
+            return ast.parse(TransformerManager().transform_cell(source))
 
 
 def parameters(slug: str, root: Path = ROOT) -> dict[str, Parameter]:
@@ -169,12 +142,10 @@ def parameters(slug: str, root: Path = ROOT) -> dict[str, Parameter]:
             raise ValueError(
                 f"{where}: the parameters cell may only assign literals to names, not: {line}"
             ) from None
-        annotation = (
-            ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+        found[target.id] = Parameter(
+            target.id, kind, default, comments.get(node.end_lineno or node.lineno, "")
         )
-        help = comments.get(node.end_lineno or node.lineno, "")
-        found[target.id] = Parameter(target.id, annotation, default, help)
-        found[target.id].convert(default)
     return found
 
 
@@ -202,10 +173,13 @@ def check_parameters(slug: str, values: Mapping[str, Any], root: Path = ROOT) ->
     """
     problems = []
     for name, parameter in parameters(slug, root).items():
+        value = values[name]
         try:
-            value = parameter.convert(values[name])
-        except ValueError as error:
-            problems.append(str(error))
+            TypeAdapter(eval(parameter.type, {"__builtins__": {}}, _TYPES)).validate_python(
+                value, strict=True
+            )
+        except ValidationError:
+            problems.append(f"{name}={value!r}: expected {parameter.type}, as in {parameter.default!r}")
             continue
         limits = _LIMITS.search(parameter.help)
         for one in (value if isinstance(value, list) else [value]) if limits else []:
@@ -248,83 +222,3 @@ def method(slug: str, root: Path = ROOT) -> ModuleType:
         linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(keepends=True), name)
         exec(compile(cell.source, name, "exec"), module.__dict__)
     return module
-
-
-def _is_definition(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Assign | ast.AnnAssign):  # a constant or a type alias
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return all(isinstance(t, ast.Name) and t.id.lstrip("_")[:1].isupper() for t in targets)
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
-
-
-def check(slug: str, root: Path = ROOT) -> list[str]:
-    """What is wrong with a chapter's anatomy, one sentence each; an empty list if nothing is."""
-    notebook = read(slug, root)
-    code = code_cells(notebook)
-    problems = []
-    if not (
-        notebook.cells
-        and notebook.cells[0].cell_type == "markdown"
-        and notebook.cells[0].source.startswith("# ")
-    ):
-        problems.append("the first cell is not Markdown with the title (# ...)")
-    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
-        problems.append("metadata.kernelspec.name is not 'python3'")
-    if (
-        not code
-        or code[0].source != SETUP_CELL
-        or set(code[0].metadata.get("tags", [])) != {"setup", "remove-cell"}
-    ):
-        problems.append(
-            "the first code cell is not lib.chapters.SETUP_CELL with the tags setup and remove-cell"
-        )
-    if not code_cells(notebook, "method"):
-        problems.append("no cell is tagged 'method'")
-    for i, cell in enumerate(notebook.cells, 1):
-        unknown = sorted(set(cell.metadata.get("tags", [])) - TAGS)
-        problems += [f"cell {i}: unknown tag {tag!r}; {did_you_mean(tag, TAGS)}" for tag in unknown]
-        if cell.cell_type == "code" and (cell.outputs or cell.execution_count is not None):
-            problems.append(f"cell {i}: outputs are not stripped")
-        if "method" in cell.metadata.get("tags", []):
-            for node in parse(cell.source).body:
-                if not _is_definition(node):
-                    line = (ast.get_source_segment(cell.source, node) or "").splitlines()[0]
-                    problems.append(
-                        f"cell {i}: a method cell holds definitions and CONSTANTS only, not: {line}"
-                    )
-    try:
-        return problems + _check_parameters(slug, root)
-    except ValueError as error:
-        return [*problems, str(error)]
-
-
-def _check_parameters(slug: str, root: Path) -> list[str]:
-    from papermill import inspect_notebook
-
-    found = parameters(slug, root)
-    cell = parse(code_cells(read(slug, root), "parameters")[0].source)
-    typed = {
-        node.target.id
-        for node in cell.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-    seen_by_papermill = inspect_notebook(str(root / "notebooks" / f"{slug}.ipynb"))
-    problems = [f"parameter {name} is missing" for name in REQUIRED if name not in found]
-    if not any(name.startswith("n_") and p.type == "int" for name, p in found.items()):
-        problems.append("no size among the parameters (an int such as n_examples)")
-    for name, parameter in found.items():
-        if name not in typed:
-            problems.append(
-                f"parameter {name} has no type: write {name}: {parameter.type} = {parameter.default!r}"
-            )
-        if not parameter.help:
-            problems.append(f"parameter {name} has no comment that explains it")
-        if SECRET_NAME.search(name):
-            problems.append(
-                f"parameter {name} looks like a secret, and parameters are published: read os.environ"
-            )
-        if name not in seen_by_papermill:
-            problems.append(f"papermill does not see parameter {name}: one line, one '=', no '|' in its type")
-    return problems

@@ -1,26 +1,28 @@
-"""Plan, cache, execute and report: the runner that re-executes chapters with papermill on Dask."""
+"""Plan, cache, execute and report: the runner that re-executes chapters with papermill."""
 
 import contextlib
-import logging
+import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 import nbformat
 from nbformat import NotebookNode
-from rich.console import Console
+from upath import UPath
 
-from book.run.cache import Cache, Output
-from book.run.plan import Job, Outcome, changed, plan_runs
+from book.run import execute, key
+from book.run.cache import Cache, prepare, write
+from book.run.cluster import Cluster
+from book.run.execute import Outcome
+from book.run.plan import Job, plan_runs
 from book.run.redact import redact
 from book.run.report import BAD, Display, Report, Result
 from lib import ROOT, chapters
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 __all__ = ["Report", "Result", "run"]
 
@@ -38,189 +40,215 @@ def run(
     force: bool = False,
     dry_run: bool = False,
     root: Path = ROOT,
-    console: Console | None = None,
+    stream: TextIO | None = None,
 ) -> Report:
     """Execute chapters, as far as their results are not in the cache.
 
     What fails does not stop the rest: look at the report's `ok` and `results`. The executed notebooks,
-    `report.json`, `junit.xml` and `report.html` are in `_build/runs/<preset>`, what failed in its `failed`.
+    `report.json` and `junit.xml` are in `_build/runs/<preset>`, what failed in its `failed`.
 
     Args:
         slugs: the chapters; None for all.
         preset: parameters from the `presets` of `data/papers/<slug>.yml`.
         parameters: values that go before those of the preset.
         sweep: parameter -> values; each combination is a run.
-        jobs: kernels at a time on this machine, which share its cores.
+        jobs: runs at a time on this machine, which share its cores.
         scheduler: address of a Dask scheduler, such as tcp://host:8786, to run on its workers instead.
         out: folder or fsspec URL in place of `_build/runs/<preset>`.
         timeout: seconds that a run may take.
         force: run also what the cache has.
         dry_run: only tell what would be run.
         root: the repository.
-        console: where progress is shown; standard error by default.
+        stream: where progress is shown; standard error by default.
 
     Raises:
         LookupError: unknown chapter, preset or parameter. Nothing was run.
-        ValueError: ill-typed value, or a chapter whose parameters cannot be read. Nothing was run.
+        ValueError: ill-typed value, or an output folder that is not the runner's. Nothing was run.
         OSError: the scheduler does not answer, or the output cannot be written.
     """
     if jobs < 1 or timeout <= 0:
         raise ValueError(f"jobs={jobs}, timeout={timeout}: expected at least one job and a positive time")
-    console = console or Console(stderr=True)
-    planned = plan_runs(slugs, preset, parameters, sweep, root)
-    batch = _Batch(root, Output(out or root / "_build" / "runs" / preset), dry_run)
-    report = Report(preset, started=datetime.now(UTC).isoformat(timespec="seconds"))
     started = time.monotonic()
-    if not dry_run:
-        batch.output.prepare()
-    results: dict[str, Result] = {}
+    planned = plan_runs(slugs, preset, parameters, sweep, root)
     try:
-        with Display(console, len(planned)) as display:
-            todo = []
-            for job in planned:
-                if not force and (notebook := batch.cached(job)):
-                    results[job.name] = batch.result(job, "cached", notebook)
-                    display.finished(results[job.name])
-                else:
-                    todo.append(job)
-            reasons = {job.name: "forced" if force else batch.reason(job) for job in todo}
-            if dry_run:
-                outcomes = ((job, Outcome("planned")) for job in todo)
+        folder = UPath(out or root / "_build" / "runs" / preset)
+        folder.fs  # noqa: B018  (finds out whether there is a package for this kind of URL)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"output {out}: {error}") from None
+    batch = _Batch(root, folder, dry_run, planned, Report(preset, started=_now(), finished=False), started)
+    display = Display(len(planned), stream)
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        if path.stem not in chapters.slugs(root):
+            display.line(f"passed over notebooks/{path.name}: no chapter of this name is in data/papers")
+    batch.prepare()
+    todo = []
+    try:
+        for job in planned:
+            if job.problem:
+                result = batch.keep(job, Outcome("failed", error=job.problem))
+            elif not force and (notebook := batch.cached(job)):
+                result = batch.result(job, "cached", notebook)
+            elif dry_run:
+                result = batch.keep(job, Outcome("planned"))
             else:
-                outcomes = _execute(todo, batch, jobs, scheduler, timeout, display)
-            with contextlib.closing(outcomes):
-                for job, outcome in outcomes:
-                    results[job.name] = batch.keep(job, outcome)
-                    results[job.name].reason = results[job.name].reason or reasons[job.name]
-                    display.finished(results[job.name])
-    except BaseException:
-        report.interrupted = True
-        raise
+                todo.append(job)
+                continue
+            display.finished(result)
+        with contextlib.closing(_execute(todo, batch, jobs, scheduler, timeout, display)) as outcomes:
+            for job, outcome in outcomes:
+                display.finished(batch.keep(job, outcome))
+        batch.report.finished = True
     finally:
-        report.results = [results[job.name] for job in planned if job.name in results]
-        report.seconds = round(time.monotonic() - started, 3)
-        if report.interrupted:
-            console.print(f"{report.summary()}; the same command goes on from there", highlight=False)
-        if not dry_run:
-            batch.output.write("report.json", report.to_json().encode())
-            batch.output.write("junit.xml", report.to_junit())
-            batch.output.write("report.html", report.to_html().encode())
-    return report
+        batch.save()
+        if not batch.report.finished:
+            display.line(f"{batch.report.summary()}; the same command goes on from there")
+    return batch.report
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class _Batch:
     """Where the runs of a batch come from and go to."""
 
-    def __init__(self, root: Path, output: Output, dry_run: bool):
-        self.root, self.output, self.dry_run = root, output, dry_run
-        self.cache = Cache(root / "_build" / "cache")
+    def __init__(
+        self, root: Path, folder: UPath, dry_run: bool, planned: list[Job], report: Report, started: float
+    ):
+        self.root, self.folder, self.dry_run, self.report = root, folder, dry_run, report
+        self.order = [job.name for job in planned]
+        self.cache, self.started = Cache(root), started
+        self.reasons: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Make sure that the results can be written, and that no earlier report is taken for this batch's."""
+        if not self.dry_run:
+            names = [f"{place}{name}.ipynb" for name in self.order for place in ("", "failed/")]
+            prepare(self.folder, ["report.json", "junit.xml", *names])
+            self.save()
+
+    def save(self) -> None:
+        """Write the reports as they are now."""
+        self.report.results.sort(key=lambda result: self.order.index(result.name))
+        self.report.seconds = round(time.monotonic() - self.started, 3)
+        if not self.dry_run:
+            write(self.folder / "report.json", self.report.to_json().encode())
+            write(self.folder / "junit.xml", self.report.to_junit())
 
     def cached(self, job: Job) -> NotebookNode | None:
-        return self.cache.load(job, chapters.read(job.slug, self.root))
+        """The kept result of a run; if there is none, the reason why is remembered."""
+        assert job.notebook is not None
+        notebook, changed = self.cache.load(job.key, job.notebook)
+        if notebook is None:
+            self.reasons[job.name] = self._reason(job, changed)
+        return notebook
 
-    def reason(self, job: Job) -> str:
-        """Why a run is not in the cache: what differs from the last one."""
-        try:
-            last = nbformat.reads(self.output.read(f"{job.name}.ipynb") or b"", as_version=4)
-            then = self.cache.manifest(last.metadata.worked_papers.key)
-        except (ValueError, AttributeError):
-            return "first run"
-        now = job.manifest
-        differing = sorted(label for label in now | then if now.get(label) != then.get(label))
-        return f"changed: {', '.join(differing)}" if then and differing else "no result kept"
+    def _reason(self, job: Job, changed: list[str]) -> str:
+        if not changed:
+            try:
+                text = (self.folder / f"{job.name}.ipynb").read_text(encoding="utf-8")
+                last = nbformat.reads(text, as_version=4)
+                changed = key.differing(last.metadata.worked_papers.manifest, job.manifest)
+            except (OSError, ValueError, AttributeError):
+                return "first run"
+        return f"changed: {', '.join(changed)}" if changed else "no result kept"
 
     def keep(self, job: Job, outcome: Outcome) -> Result:
         """Store what came of a run, unless what decides its result was changed meanwhile."""
-        notebook = redact(outcome.notebook)
-        result = self.result(job, outcome.status, notebook)
-        result.seconds = outcome.seconds
-        result.cell, result.error = redact(outcome.cell), redact(outcome.error)
-        if outcome.status == "passed":
-            if differing := changed(job, self.root):
-                result.reason = f"not kept, changed meanwhile: {', '.join(differing)}"
-            else:
-                self.cache.store(job, notebook)
-        return result
+        reason = self.reasons.get(job.name, "")
+        if outcome.status == "passed" and outcome.notebook is not None:
+            try:
+                if outcome.changed:
+                    reason = f"not kept, changed meanwhile: {', '.join(outcome.changed)}"
+                else:
+                    self.cache.store(job.key, outcome.notebook)
+            except OSError as error:
+                reason = f"not kept: {error}"
+        return self.result(job, outcome.status, outcome.notebook, outcome, reason)
 
-    def result(self, job: Job, status: str, notebook: NotebookNode | None) -> Result:
+    def result(
+        self,
+        job: Job,
+        status: str,
+        notebook: NotebookNode | None,
+        outcome: Outcome | None = None,
+        reason: str = "",
+    ) -> Result:
         """Of a run; its notebook is put where readers look for it."""
+        reason = "; ".join(filter(None, [job.remark, reason]))
         result = Result(job.name, job.slug, job.preset, job.parameters, job.key, status)
-        good, bad = f"{job.name}.ipynb", f"failed/{job.name}.ipynb"
-        if not self.dry_run:  # an older notebook must not be taken for this run's
-            self.output.remove(good if status in BAD else bad)
+        result.reason = redact(reason)
+        good, bad = self.folder / f"{job.name}.ipynb", self.folder / "failed" / f"{job.name}.ipynb"
+        if outcome:
+            result.seconds, result.peak_memory_mib = outcome.seconds, outcome.peak_memory_mib
+            result.cell, result.error = redact(outcome.cell), redact(outcome.error)
+        self.report.results.append(result)
+        if self.dry_run:
+            return result
+        # An older notebook must not be taken for this run's.
+        (good if status in BAD else bad).unlink(missing_ok=True)
         if notebook is not None:
             facts = notebook.metadata.worked_papers
             result.seconds, result.peak_memory_mib = facts["seconds"], facts["peak_memory_mib"]
             facts |= {"slug": job.slug, "preset": job.preset, "parameters": job.parameters}
-            name = bad if status in BAD else good
+            path = bad if status in BAD else good
             content = nbformat.writes(notebook).encode()
-            if not self.dry_run and self.output.read(name) != content:  # the book rebuilds what is newer
-                self.output.write(name, content)
-            result.notebook = self.output.path(name)
+            if not path.exists() or path.read_bytes() != content:
+                write(path, content)  # the book rebuilds what is newer
+            result.notebook = path if isinstance(path, Path) else str(path)
+        self.save()
         return result
 
 
 def _execute(
     todo: list[Job], batch: _Batch, jobs: int, scheduler: str | None, timeout: float, display: Display
 ) -> Generator[tuple[Job, Outcome]]:
-    """Run on Dask; outcomes in the order in which they come."""
+    """Run on threads here, or on a cluster; outcomes in the order in which they come."""
     if not todo:  # then there is no need for a cluster
         return
-    from distributed import as_completed
-
-    from book.run import execute
-
     name = uuid4().hex
     root = None if batch.root == ROOT else batch.root
-    imports = frozenset().union(*(job.imports for job in todo))
-    with _cluster(scheduler, min(jobs, len(todo))) as client:
-        client.subscribe_topic(execute.TOPIC, lambda event: display.cell(*event[1]["at"]))
-        futures = {}
-        for job in todo:
-            text = chapters.read(job.slug, batch.root)
-            task = client.submit(
-                execute.execute, job, text, name, root, imports, timeout, key=f"{job.name}-{name}", pure=False
-            )
-            futures[task] = job
-        try:
-            for task in as_completed(futures):
-                job = futures.pop(task)
-                error = task.exception()  # of Dask's own: a lost worker, a lost scheduler
-                yield (
-                    job,
-                    Outcome("died", error=f"{type(error).__name__}: {error}") if error else task.result(),
-                )
-        finally:
-            client.cancel(list(futures), force=True)
-            client.run(execute.stop, name)
-
-
-@contextlib.contextmanager
-def _cluster(scheduler: str | None, jobs: int) -> Iterator["Client"]:
-    """A client of the scheduler, or of one in this process whose threads each look after one kernel.
-
-    Raises:
-        OSError: the scheduler does not answer.
-    """
-    from distributed import Client, LocalCluster
-
+    at: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as stack:
-        if scheduler is None:
-            scheduler = stack.enter_context(
-                LocalCluster(
-                    n_workers=1,
-                    threads_per_worker=jobs,
-                    processes=False,  # the kernels are processes
-                    dashboard_address="127.0.0.1:0",  # None means port 8787, which may be taken
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+        threads = 0
+        cluster: Cluster | None = None
+        executor: Executor
+        if scheduler:
+            cluster = stack.enter_context(Cluster(scheduler, todo, root, display))
+            executor = cluster.executor
+        else:
+            threads = max(1, (os.cpu_count() or 1) // min(jobs, len(todo)))
+            executor = stack.enter_context(ThreadPoolExecutor(jobs))
+        futures: dict[Future[Outcome], Job] = {}
         try:
-            client = stack.enter_context(Client(scheduler, timeout=5))
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"no Dask scheduler at {scheduler}: {error}; is `dask scheduler` running?"
-            ) from None
-        if not client.scheduler_info()["workers"]:
-            logging.getLogger("distributed").warning("the scheduler has no workers yet; waiting for them")
-        yield client
+            for job in todo:
+                tell = () if cluster else (partial(_tell, at, job.name),)
+                futures[executor.submit(execute.execute, job, name, root, timeout, threads, *tell)] = job
+            while futures:
+                for future in wait(futures, 0.2, FIRST_COMPLETED).done:
+                    job = futures.pop(future)
+                    at.pop(job.name, None)
+                    yield job, _outcome(future)
+                display.running(at)
+                if cluster and (problem := cluster.problem()):
+                    for future in list(futures):
+                        yield futures.pop(future), Outcome("died", error=problem)
+        finally:
+            if futures:
+                for future in futures:
+                    future.cancel()
+                cluster.stop(name) if cluster else execute.stop(name)
+
+
+def _tell(at: dict[str, tuple[int, int]], name: str, cell: int, cells: int) -> None:
+    at[name] = cell, cells
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    """Of a run; what went wrong with the thread or the cluster, in words."""
+    try:
+        return future.result()
+    except CancelledError:
+        return Outcome("died", error="the connection to the scheduler was lost, and this run with it")
+    except Exception as error:
+        return Outcome("died", error=f"{type(error).__name__}: {error}")

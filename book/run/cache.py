@@ -1,166 +1,166 @@
-"""Results, kept by the key of what decides them. A file appears whole, or not at all."""
+"""Where results go: the cache, and the output folder. A file appears whole, or not at all.
+
+Only what the runner has written is ever replaced or removed, here and in every folder that it is given.
+"""
 
 import contextlib
 import copy
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from uuid import uuid4
 
-import fsspec
 import nbformat
-from fsspec.implementations.local import LocalFileSystem
 from nbformat import NotebookNode
+from upath import UPath
 
-from book.run.plan import Job
+from book.run.key import digest, digest_path
 from lib import chapters
 
 MARKER = ".worked-papers"
-"""A file of this name marks a folder as written by the runner or the build."""
+"""A file of this name marks a folder as written by the runner."""
+OWNER = "Written by the runner, which replaces its own files here.\n"
+SUITE = "chapters, preset "
+"""How the name of the suite in `junit.xml` begins."""
 
 
 class Cache:
-    """A folder with a sub-folder for each result: `<key>/notebook.ipynb` and `<key>/manifest.json`."""
+    """A folder with a file for each result: its own SHA-256, and below it the executed notebook."""
 
-    def __init__(self, folder: Path):
-        """In a folder that is made when the first result is stored."""
-        self.folder = folder
+    def __init__(self, root: Path):
+        """Of the repository in `root`; the folder is made when the first result is stored."""
+        self.root, self.folder = root, root / "_build" / "cache"
 
-    def load(self, job: Job, chapter: NotebookNode) -> NotebookNode | None:
-        """The stored result of a run in the chapter's present text, or None.
+    def load(self, key: str, chapter: NotebookNode) -> tuple[NotebookNode | None, list[str]]:
+        """The result of a run in the chapter's present text, or what it read that has changed since.
 
-        Prose does not decide a result: the Markdown may have changed since, the code has not.
+        Prose does not decide a result: the Markdown may have changed since, the code has not. An entry that
+        is damaged in any way does not have its SHA-256, and is none.
         """
         try:
-            text = (self.folder / job.key / "notebook.ipynb").read_text(encoding="utf-8")
-            stored = nbformat.reads(text, as_version=4)
-        except (OSError, ValueError, nbformat.ValidationError):
-            return None
-        merged = copy.deepcopy(chapter)
-        merged.metadata = stored.metadata
-        present = iter([cell for cell in merged.cells if cell.cell_type == "code"])
-        previous = None
-        for result in chapters.code_cells(stored):
-            if "injected-parameters" in result.metadata.get("tags", []):
-                merged.cells.insert(merged.cells.index(previous) + 1, result)
-            elif (previous := next(present, None)) and previous.source == result.source:
-                previous.update(outputs=result.outputs, execution_count=result.execution_count)
-                timing = {
-                    key: result.metadata[key] for key in ("papermill", "execution") if key in result.metadata
-                }
-                previous.metadata.update(timing)
-            else:
-                return None
-        return merged
+            sha256, _, content = (self.folder / f"{key}.ipynb").read_bytes().partition(b"\n")
+            if sha256.decode() != digest(content):
+                return None, []
+            stored = nbformat.reads(content.decode(), as_version=4)
+            then = stored.metadata.worked_papers.reads
+            differing = [label for label, was in then.items() if digest_path(self.root, label) != was]
+            return (None, differing) if differing else (_with_prose_of(chapter, stored), [])
+        except Exception:  # another edition's, or anything else
+            return None, []
 
-    def store(self, job: Job, notebook: NotebookNode) -> None:
+    def store(self, key: str, notebook: NotebookNode) -> None:
         """Keep the result of a run, in place of an older one.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as new:
-                entry = Path(new) / "entry"
-                entry.mkdir()
-                (entry / "notebook.ipynb").write_text(nbformat.writes(notebook), encoding="utf-8")
-                (entry / "manifest.json").write_text(json.dumps(job.manifest, indent=1), encoding="utf-8")
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(self.folder / job.key, Path(new) / "old")
-                os.rename(entry, self.folder / job.key)
-
-    def manifest(self, key: str) -> dict[str, str]:
-        """What decided a stored result; empty if there is none."""
-        try:
-            return json.loads((self.folder / key / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        content = nbformat.writes(notebook).encode()
+        write(self.folder / f"{key}.ipynb", digest(content).encode() + b"\n" + content)
 
 
-class Output:
-    """The folder, here or at any URL that fsspec knows, that takes executed notebooks and reports."""
-
-    def __init__(self, url: str | Path):
-        """At a path or URL.
-
-        Raises:
-            ValueError: fsspec does not know this kind of URL, or lacks a package for it.
-        """
-        try:
-            self.files, self.base = fsspec.url_to_fs(str(url))
-        except ImportError as error:
-            raise ValueError(f"output {url}: {error}") from None
-
-    def path(self, name: str) -> Path | str:
-        """Where a file is: a path, or else a URL."""
-        if isinstance(self.files, LocalFileSystem):
-            return Path(self.base) / name
-        return self.files.unstrip_protocol(f"{self.base}/{name}")
-
-    def prepare(self) -> None:
-        """Find out now, not after an hour's work, whether the folder is ours and can be written to.
-
-        Raises:
-            OSError: it cannot be written to.
-            ValueError: it holds what the runner has not written, such as the chapters themselves.
-        """
-        try:
-            held = [PurePosixPath(path).name for path in self.files.ls(self.base, detail=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            held = []
-        if held and MARKER not in held:
-            raise ValueError(
-                f"{self.path('')} holds files that the runner has not written ({', '.join(sorted(held)[:3])}"
-                f"{', ...' if len(held) > 3 else ''}): nothing was run or changed; choose "
-                "a folder that is new, empty, or of an earlier run"
-            )
-        self.write(MARKER, b"Written by the runner, which replaces its own files here.\n")
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a whole file.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written to.
-        """
-        with writing(self.path(name)):
-            if isinstance(path := self.path(name), Path):
-                write(path, content)
-            else:  # an object store shows an object when it is complete
-                self.files.makedirs(str(PurePosixPath(self.base, name).parent), exist_ok=True)
-                self.files.pipe_file(f"{self.base}/{name}", content)
-
-    def read(self, name: str) -> bytes | None:
-        """A file's content, or None if there is none."""
-        try:
-            return self.files.cat_file(f"{self.base}/{name}")
-        except OSError:
-            return None
-
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.files.rm_file(f"{self.base}/{name}")
+def _with_prose_of(chapter: NotebookNode, stored: NotebookNode) -> NotebookNode:
+    merged = copy.deepcopy(chapter)
+    merged.metadata = stored.metadata
+    present = iter(chapters.code_cells(merged))
+    previous = None
+    for result in chapters.code_cells(stored):
+        if "injected-parameters" in result.metadata.get("tags", []):
+            merged.cells.insert(merged.cells.index(previous) + 1 if previous else 0, result)
+        else:
+            previous = next(present)
+            timing = {
+                name: result.metadata[name] for name in ("papermill", "execution") if name in result.metadata
+            }
+            previous.update(outputs=result.outputs, execution_count=result.execution_count)
+            previous.metadata.update(timing)
+    return merged
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a local file under another name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{uuid4().hex}")
+def prepare(folder: Path | UPath, names: Iterable[str]) -> None:
+    """Find out now, not after an hour's work, whether an output folder is ours and can be written to.
+
+    Raises:
+        OSError: it cannot be written to.
+        ValueError: it, or a file in it that a run would replace, is not what the runner has written.
+    """
     try:
-        new.write_bytes(content)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+        held = sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        held = []
+    marker = _content(folder / MARKER)
+    foreign = held if held and marker != OWNER.encode() else []
+    if not foreign:
+        foreign = [name for name in names if is_foreign(folder / name)]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds files that the runner has not written ({', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}): nothing was run or changed; move them, or choose "
+            "a folder that is new, empty, or of an earlier run"
+        )
+    write(folder / MARKER, OWNER.encode())
 
 
-@contextlib.contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Say in an error where writing failed, and what to do."""
+def is_foreign(path: Path | UPath) -> bool:
+    """Whether a file is there that the runner has not written: each of its files says whose it is."""
+    if (content := _content(path)) is None:
+        return path.exists()  # a folder, or not readable
+    if path.suffix == ".xml":
+        return f'name="{SUITE}'.encode() not in content
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+        found = json.loads(content)
+        return not (
+            found["finished"] in (True, False)
+            if path.name == "report.json"
+            else found["metadata"]["worked_papers"]
+        )
+    return path.name != MARKER or content != OWNER.encode()
+
+
+def write(path: Path | UPath, content: bytes) -> None:
+    """Write a whole file: a local one under another name first; an object store shows what is complete.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(path, Path):
+            path.write_bytes(content)
+            return
+        new = path.with_name(f".{uuid4().hex}")
+        try:
+            new.write_bytes(content)
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"cannot write {place}: {reason}; make room, or choose --out") from None
+        raise OSError(error.errno, f"cannot write {path}: {reason}; make room, or choose --out") from None
+
+
+def clean(build: Path, site_marker: str) -> list[str]:
+    """Remove from the folder `_build` what runs and builds have written; the files that are left.
+
+    A build lists its files in a file `site_marker` of its folder.
+    """
+    ours = [path for path in build.glob("cache/*.ipynb") if re.fullmatch("[0-9a-f]{64}", path.stem)]
+    runs = [path for pattern in ("*", "failed/*") for path in build.glob(f"runs/*/{pattern}")]
+    ours += [path for path in runs if path.is_file() and not is_foreign(path)]
+    for marker in build.glob(f"*/{site_marker}"):
+        listed = (marker.parent / name for name in marker.read_text(encoding="utf-8").splitlines())
+        ours += [marker, *(path for path in listed if path.is_file())]
+    for path in ours:
+        path.unlink(missing_ok=True)
+    for path in sorted(build.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):  # it is not empty, or no folder
+            path.rmdir()
+    return sorted(str(path.relative_to(build)) for path in build.rglob("*") if not path.is_dir())
+
+
+def _content(path: Path | UPath) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

@@ -1,126 +1,196 @@
-"""Execute a chapter with papermill: the part that runs on a Dask worker, here or on another machine."""
+"""Execute a run in a process of its own: the part that is called on a thread here, or on a Dask worker."""
 
-import copy
-import logging
+import contextlib
+import json
+import os
+import pickle
+import platform
+import shutil
 import socket
-import threading
+import subprocess
+import sys
+import tempfile
 import time
-from contextvars import Context
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from dask.system import CPU_COUNT
-from distributed import Worker, get_worker
+import nbformat
 from nbformat import NotebookNode
-from papermill import PapermillExecutionError, execute_notebook
 
-from book.run.kernel import Kernel, Nest, watch
-from book.run.plan import Job, Outcome, changed, versions
+from book.run import child, key
+from book.run.plan import Job
 from book.run.redact import ANSI, redact
 from lib import ROOT
 
-logging.getLogger("papermill").addHandler(logging.NullHandler())  # what went wrong is in the outcome
-logging.getLogger("papermill").propagate = False
-
 ATTEMPTS = 3
 """How often a kernel that does not come up is started."""
-TOPIC = "worked-papers"
-"""Of the events that tell which cell is running."""
+GRACE = 5.0
+"""Seconds that an interrupted cell has to end by itself before everything of the run is killed."""
 
-_NESTS: dict[str, Nest] = {}
-_LOCK = threading.Lock()
+_STOPPED: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of executing a job."""
+
+    status: str
+    """`passed`, `failed`, `timeout` or `died`."""
+    notebook: NotebookNode | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    cell: str | None = None
+    """The cell that failed."""
+    peak_memory_mib: float | None = None
+    changed: list[str] = field(default_factory=list)
+    """What decides the result and was changed while it ran."""
 
 
 def stop(batch: str) -> None:
-    """End what a batch has left on this worker."""
-    if nest := _NESTS.pop(batch, None):
-        nest.stop()
+    """End what runs of a batch in this process."""
+    _STOPPED.add(batch)
+
+
+def missing(jobs: list[Job], root: Path | None) -> list[str]:
+    """What decides the results of some runs, and is not here as it was planned."""
+    return sorted({label for job in jobs for label in _changed(job, root or ROOT)})
 
 
 def execute(
-    job: Job, chapter: NotebookNode, batch: str, root: Path | None, imports: frozenset[str], timeout: float
+    job: Job,
+    batch: str,
+    root: Path | None = None,
+    timeout: float = 900.0,
+    threads: int = 0,
+    tell: Callable[[int, int], None] = lambda cell, cells: None,
 ) -> Outcome:
     """Run a chapter.
 
     Args:
         job: the run.
-        chapter: the notebook as it is in the repository.
         batch: a name that the runs of one batch share.
         root: the repository; None for the one that this process has imported `lib` from.
-        imports: what the batch's chapters import.
         timeout: seconds that the run may take.
+        threads: how many numerical libraries may use; 0 leaves that to the environment.
+        tell: called with the number of the cell that has begun, and of all cells.
     """
     root = root or ROOT
-    if differing := changed(job, root):
+    started = time.time()
+    if differing := _changed(job, root):
         error = f"{socket.gethostname()} does not have what was planned: {', '.join(differing)}. "
         error += "Edited meanwhile? Start again. Another machine? Bring its copy up to date."
         return Outcome("failed", error=error)
-    with _LOCK:
-        if batch not in _NESTS:
-            _NESTS[batch] = Nest(root, imports, max(1, CPU_COUNT // get_worker().state.nthreads))
-    nest = _NESTS[batch]
     for _ in range(ATTEMPTS):
-        # In a context of its own: jupyter_core keeps its event loop in one, and Dask hands on that of the
-        # caller, so that two threads would share the loop of whoever has executed a notebook before.
-        outcome = Context().run(_attempt, job, chapter, nest, timeout, get_worker())
-        if outcome.notebook is not None or nest.stopped:
+        # a short path, because a Unix socket will be in it
+        with tempfile.TemporaryDirectory(prefix="worked-papers-", ignore_cleanup_errors=True) as folder:
+            result = _attempt(job, Path(folder), batch, root, timeout, threads, tell)
+            lines = _lines(Path(folder, "reads"))
+        if result["notebook"] or result["status"] == "timeout" or batch in _STOPPED:
             break
-    return outcome
+    seconds = round(time.time() - started, 3)
+    notebook = nbformat.from_dict(result["notebook"]) if result["notebook"] else None
+    changed: list[str] = []
+    cell = None
+    if notebook is not None:
+        if result["cell"] is not None:
+            cell = _describe(notebook, result["cell"])
+        observed, changed = key.reads(lines, job.manifest, root, started)
+        _finish(notebook, job, seconds, result["peak_memory_mib"], observed)
+        changed += _changed(job, root)
+        notebook = redact(notebook)
+    error = result["error"] and redact(ANSI.sub("", result["error"]))
+    return Outcome(
+        result["status"], notebook, seconds, error, redact(cell), result["peak_memory_mib"], changed
+    )
 
 
-def _attempt(job: Job, chapter: NotebookNode, nest: Nest, timeout: float, worker: Worker) -> Outcome:
-    kernel = Kernel(nest)
-    running: list[NotebookNode] = []
-    status, error, cell = "passed", None, None
-    started = time.monotonic()
-    with watch(kernel, timeout) as (begun, expired):
-
-        def on_notebook_start(notebook: NotebookNode) -> None:
-            running.append(notebook)
-            begun.set()
-
-        def on_cell_start(cell: NotebookNode, cell_index: int) -> None:
-            worker.log_event(TOPIC, {"at": (job.name, cell_index, len(running[0].cells))})
-
-        try:
-            execute_notebook(
-                copy.deepcopy(chapter),
-                None,
-                parameters=job.given or None,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                request_save_on_cell_execute=False,
-                km=kernel,
-                on_notebook_start=on_notebook_start,
-                on_cell_start=on_cell_start,
-            )
-        except PapermillExecutionError as failure:
-            status, cell = "failed", _describe(job, failure.source, failure.cell_index)
-            error = "\n".join(failure.traceback) or f"{failure.ename}: {failure.evalue}"
-        except Exception as failure:  # nbclient and jupyter_client say in many ways that a kernel is gone
-            status, error = "died", kernel.obituary() or f"{type(failure).__name__}: {failure}"
-            for index, candidate in enumerate(running[0].cells if running else []):
-                if candidate.metadata.papermill.get("start_time"):
-                    cell = _describe(job, candidate.source, index)
-        kernel.measure()
-        kernel.close()
-    if expired.is_set() and status != "passed":
-        status, error = "timeout", f"stopped after {timeout:g} s, its time limit. {error}"
-    seconds = round(time.monotonic() - started, 3)
-    if running:
-        _finish(running[0], job, seconds, kernel.peak_mib)
-    notebook = redact(running[0]) if running else None
-    return Outcome(status, notebook, seconds, error and redact(ANSI.sub("", error)), redact(cell))
+def _changed(job: Job, root: Path) -> list[str]:
+    try:
+        return key.differing(job.manifest, key.manifest(job.slug, job.parameters, root))
+    except (LookupError, ValueError, OSError) as error:
+        return [str(error)]
 
 
-def _describe(job: Job, source: str, index: int) -> str:
-    """A cell's place in the chapter (papermill inserts a cell for given parameters), and its first line."""
-    first = next((line for line in source.splitlines() if line.strip()), "")
-    return f"cell {index + (not job.given)}: {first}"
+def _attempt(
+    job: Job,
+    folder: Path,
+    batch: str,
+    root: Path,
+    timeout: float,
+    threads: int,
+    tell: Callable[[int, int], None],
+) -> dict[str, Any]:
+    begun = time.time()
+    request = {"notebook": job.notebook, "parameters": job.given, "deadline": begun + timeout, "grace": GRACE}
+    (folder / "request").write_bytes(pickle.dumps(request))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", child.__file__, str(folder)],
+            stdin=subprocess.PIPE,  # ends when this process does
+            stdout=log,
+            stderr=log,
+            cwd=root,
+            env=_environment(folder, threads),
+            start_new_session=True,  # a terminal's Ctrl-C is for the runner, which ends its runs
+        )
+    while time.time() < begun + timeout + 2 * GRACE and batch not in _STOPPED:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+            break
+        with contextlib.suppress(OSError, ValueError):  # not there, or half written
+            cell, cells = map(int, (folder / "progress").read_text().split())
+            tell(cell, cells)
+    late = time.time() >= begun + timeout
+    child.end(folder)  # also what a cell has left behind
+    status = process.wait()
+    process.stdin.close()  # type: ignore[union-attr]
+    result = {"status": "died", "notebook": None, "cell": None, "peak_memory_mib": None}
+    result["error"] = f"the run ended with exit status {status}"
+    with contextlib.suppress(OSError):
+        result |= json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if result["status"] == "died":
+        said = (folder / "log").read_text(errors="replace")[-4000:]
+        result["error"] = f"{result['error']}\n{said}".rstrip()
+    if late and result["status"] != "passed":
+        error = f"stopped after {timeout:g} s, its time limit. {result['error']}"
+        result |= {"status": "timeout", "error": error}
+    return result
 
 
-def _finish(notebook: NotebookNode, job: Job, seconds: float, peak_mib: float) -> None:
+def _environment(folder: Path, threads: int) -> dict[str, str]:
+    """Of a run: reproducible hashing, no more threads than cores, nothing of the user's IPython profile."""
+    limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    # One number for all: with OMP's and MKL's apart, torch takes the larger.
+    shared = dict.fromkeys(limits, os.environ.get("OMP_NUM_THREADS", str(threads))) if threads else {}
+    fixed = {
+        "PYTHONHASHSEED": "0",
+        "PYTHONFAULTHANDLER": "1",
+        "IPYTHONDIR": str(folder),
+        child.MARK: str(folder),
+    }
+    return {**shared, **os.environ, **fixed}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _describe(notebook: NotebookNode, index: int) -> str:
+    """A cell's place in the chapter, in which papermill has inserted one, and its first line."""
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells[: index + 1]]
+    first = notebook.cells[index].source.strip().partition("\n")[0]
+    return f"cell {sum('injected-parameters' not in one for one in tags)}: {first}"
+
+
+def _finish(
+    notebook: NotebookNode, job: Job, seconds: float, peak: float | None, reads: dict[str, str]
+) -> None:
     """Say in an executed notebook how it was made; remove what papermill adds to cells without results."""
     for cell in notebook.cells:
         if not cell.metadata.get("tags", True):
@@ -128,10 +198,26 @@ def _finish(notebook: NotebookNode, job: Job, seconds: float, peak_mib: float) -
         if cell.cell_type != "code":
             cell.metadata.pop("papermill", None)
     notebook.metadata.papermill.input_path = f"notebooks/{job.slug}.ipynb"
+    packages = {label.split()[1]: was for label, was in job.manifest.items() if label.startswith("package ")}
     notebook.metadata.worked_papers = {
         "key": job.key,
+        "slug": job.slug,
+        "preset": job.preset,
+        "parameters": job.parameters,
         "seconds": seconds,
+        "peak_memory_mib": peak,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "peak_memory_mib": round(peak_mib, 1),
+        "machine": _machine(),
+        "versions": {"python": job.manifest["python"], **packages},
+        "manifest": job.manifest,
+        "reads": reads,
     }
+
+
+def _machine() -> str:
+    """The machine in words, such as `Linux x86_64, 2 cores, NVIDIA T4`."""
+    words = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"]
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        words += subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return ", ".join(words)

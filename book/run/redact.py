@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lib.chapters import SECRET_NAME
-
+SECRET_NAME = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY(_ID)?)(_|$)", re.I
+)
 SHORTEST = 6
 """Characters of a value that is taken for a secret; hiding shorter ones would mangle ordinary text."""
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -1,8 +1,9 @@
 """What D-LEAF (as reconstructed) and EAH cost in generation, against greedy on the same attention function.
 
-Run as `python tests/bench_d_leaf.py`. All run on the attention function of `lib.attention`; greedy has an
-edit there that changes nothing. Methods take turns, in an order drawn anew in each round; a figure is the
-median over rounds of the ratio to greedy of the same round, in CPU time of one thread. Goal: at most 1.10.
+Run as `python tests/bench/bench_d_leaf.py`. All run on the attention function of `lib.attention`; greedy
+has an edit there that changes nothing. Methods take turns, in an order drawn anew in each round; a figure is
+the median over rounds of the ratio to greedy of the same round, in CPU time of one thread. Goal: at most
+1.10.
 """
 
 from collections.abc import Callable

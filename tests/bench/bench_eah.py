@@ -1,6 +1,6 @@
 """Tokens per second of captions under EAH's broadcast, against plain greedy decoding.
 
-    python tests/bench_eah.py [model]
+    python tests/bench/bench_eah.py [model]
 
 Both run with the same attention implementation and the same number of new tokens, alternately, in an order
 drawn anew in each round; ratios are paired. Without a model, one of the organism's shape with random weights.

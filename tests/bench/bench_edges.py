@@ -1,7 +1,7 @@
 """What a test of one edge costs: ours, one forward pass an edge in plain hooks, and auto-circuit.
 
-Run as `python tests/bench_edges.py`; for the comparison with auto-circuit (PyPI), which needs older numpy and
-transformers than ours, as `python tests/bench_edges.py /its/own/venv/bin/python`. Costs are CPU seconds of
+Run as `python tests/bench/bench_edges.py`; for the comparison with auto-circuit (PyPI), which needs older
+numpy and transformers than ours, give its own environment's python as an argument. Costs are CPU seconds of
 one thread over those of a bare forward pass of the same prompts, medians of rounds in which all take turns.
 """
 
@@ -12,11 +12,12 @@ from functools import partial
 
 import numpy as np
 import torch
+from single_edges import effects
 from timing import in_turn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.worlds.circuits import prompts
-from lib.edges import Circuit, Patcher, acdc, edge_effects
+from lib.edges import Circuit, Patcher, acdc
 from lib.models import Subject, load
 
 SHAPES = [(3, 4, 64, 32, 18), (4, 8, 128, 16, 32), (3, 12, 768, 4, 16)]
@@ -193,13 +194,13 @@ def single_cuts(case: Case) -> None:
     """Each edge cut alone, against one hooked forward pass for each."""
     by_hand = OneAtATime(case)
     drawn = case.patcher.graph.exists.nonzero()[torch.randperm(case.n_edges)[:20]].tolist()
-    effects = edge_effects(case.patcher, case.divergence)
+    found = effects(case.patcher, case.divergence)
     expected = [float(case.divergence(by_hand.logits(r, s)[None])) for r, s in drawn]
-    off = max(abs(float(effects[r, s]) - value) for (r, s), value in zip(drawn, expected, strict=True))
+    off = max(abs(float(found[r, s]) - value) for (r, s), value in zip(drawn, expected, strict=True))
     ways = {
         "bare": lambda: [case.bare() for _ in drawn],
         "hooks": lambda: [case.divergence(by_hand.logits(r, s)[None]) for r, s in drawn],
-        "ours": lambda: edge_effects(case.patcher, case.divergence),
+        "ours": lambda: effects(case.patcher, case.divergence),
     }
     seconds = in_turn(ways, 5)
     bare = seconds["bare"] / len(drawn)

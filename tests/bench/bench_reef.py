@@ -1,6 +1,6 @@
 """REEF's heat map of two models at full size, and CKA's two forms.
 
-    python tests/bench_reef.py [THREADS]
+    python tests/bench/bench_reef.py [THREADS]
 
 Random features stand for those of two models of 32 layers, 4,096 wide, with 1,000 prompts. The peer is the
 plain form of the paper's code: for each pair of layers both Gram matrices, centred by products with H. It is

@@ -1,28 +1,30 @@
 """The command line."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from small_book import build, chapter
 
 import book.__main__ as main
 from book.run import batch
-from book.run.report import Report, Result
-from data import registry as organisms
+from book.run import record as recording
+from book.run.report import Display, Report, Result
 from lib import claims
 
 
 def call(capsys, *arguments):
     """Exit status and what was printed."""
-    with pytest.raises(SystemExit) as stopped:
+    status = 0
+    try:
         main.cli(list(arguments))
+    except SystemExit as stopped:
+        status = stopped.code
     printed = capsys.readouterr()
-    return stopped.value.code, printed.out + printed.err
+    return status, printed.out + printed.err
 
 
 @pytest.fixture
@@ -38,19 +40,20 @@ def given(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("command", ["run", "book", "train", "claims", "doctor"])
+@pytest.mark.parametrize("command", ["run", "build", "record", "claims", "clean"])
 def test_every_command_explains_itself(capsys, command):
     status, text = call(capsys, command, "--help")
     assert status == 0
-    assert f"python -m book {command}" in text.replace("\n", " ") or command == "doctor"
+    assert f"Usage: python -m book {command}" in text
+    assert command == "clean" or f"  python -m book {command} " in text.replace("\n\n", "\n")
 
 
 def test_parameters_and_sweeps_are_read(given, capsys):
-    arguments = "run a b -p seed -1 -p model x=y -p rate=2 --sweep n=0,1 --sweep layers=[1,2],[3] -j 2"
-    assert call(capsys, *arguments.split())[0] == 0
+    arguments = "run a b -p seed -1 -p model x=y -p rate --2 --sweep n=0,1 --sweep layers=[1,2],[3] -j 2"
+    assert call(capsys, *arguments.split(), "--sweep", "text='a, b',c")[0] == 0
     assert given["slugs"] == ["a", "b"]
-    assert given["parameters"] == {"seed": "-1", "model": "x=y", "rate": "2"}
-    assert given["sweep"] == {"n": ["0", "1"], "layers": ["[1,2]", "[3]"]}
+    assert given["parameters"] == {"seed": "-1", "model": "x=y", "rate": "--2"}
+    assert given["sweep"] == {"n": ["0", "1"], "layers": ["[1,2]", "[3]"], "text": ["a, b", "c"]}
     assert given["jobs"] == 2
 
 
@@ -63,78 +66,79 @@ def test_the_exit_status_tells_whether_every_chapter_is_there(given, capsys, out
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "-p", "seed"], "'seed': expected -p NAME VALUE"),
-        (["run", "-p"], "expected -p NAME VALUE"),
+        (["run", "-p", "seed"], "'-p' requires 2 arguments"),
+        (["run", "-p"], "'-p' requires 2 arguments"),
+        (["run", "-p", "seed=1", "--force"], "'seed=1': expected -p NAME VALUE"),
         (["run", "--sweep", "seed"], "'seed': expected --sweep NAME=V1,V2"),
+        (["run", "--sweep", "seed=1", "--sweep", "seed=2"], "--sweep gives seed twice"),
+        (["run", "-p", "seed", "1", "-p", "seed", "2"], "-p gives seed twice"),
+        (["run", "--jobs", "0"], "not in the range"),
         (["run", "no-such-chapter"], "error: no chapter 'no-such-chapter'"),
         (["run", "--preset", "no-such-preset"], "no preset 'no-such-preset'"),
+        (["record", "lambda-vit"], "Missing option '--name'"),
+        (["record", "lambda-vit", "--name", "a/b"], "--name 'a/b': expected letters"),
         (["claims", "--preset", "no-such-preset"], "python -m book run --preset no-such-preset"),
-        (["train", "no-such-organism"], "no organism 'no-such-organism'"),
-        (["rum"], "Did you mean 'run'"),
+        (["rum"], "No such command 'rum'"),
     ],
 )
-def test_a_mistake_is_one_message_and_no_traceback(capsys, monkeypatch, arguments, message):
-    monkeypatch.delenv("WORKED_PAPERS_DEBUG", raising=False)
+def test_a_mistake_is_one_message_and_no_traceback(capsys, arguments, message):
     status, text = call(capsys, *arguments)
     assert status != 0
     assert message in " ".join(text.split())
     assert "Traceback" not in text
 
 
-def test_debug_shows_the_error_itself(monkeypatch):
-    monkeypatch.setenv("WORKED_PAPERS_DEBUG", "")
+def test_debug_shows_the_error_itself():
     with pytest.raises(LookupError):
         main.cli(["--debug", "run", "no-such-chapter"])
 
 
-def test_train_trains_or_checks(monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(organisms, "train", lambda name, **options: calls.append((name, options)))
-    monkeypatch.setattr(organisms, "check", lambda name: calls.append((name, "check")))
-    call(capsys, "train", "x", "--device", "cuda", "--no-resume")
-    call(capsys, "train", "x", "--check")
-    assert calls == [("x", {"device": "cuda", "resume": False}), ("x", "check")]
+RECORD = claims.ClaimRecord(
+    id="a.1",
+    slug="a",
+    text="It is so [in brackets], as a long sentence that goes on and on says, in all of eighty columns.",
+    paper="0.5",
+    statistic="x",
+    unit="points",
+    verdict="holds",
+    reason="r",
+)
 
 
 def test_claims_prints_the_ledger_of_the_executed_chapters_without_sweeps(monkeypatch, capsys, tmp_path):
-    record = claims.ClaimRecord(
-        id="a.1",
-        slug="a",
-        text="It is so.",
-        paper="0.5",
-        statistic="x",
-        unit="points",
-        verdict="holds",
-        reason="r",
-    )
     folder = tmp_path / "_build/runs/smoke"
     folder.mkdir(parents=True)
     for name in ("a", "a--seed=1"):
         (folder / f"{name}.ipynb").touch()
     monkeypatch.setattr(main, "ROOT", tmp_path)
-    monkeypatch.setattr(claims, "collect", lambda path: [record])
+    monkeypatch.setattr(claims, "collect", lambda path: [RECORD])
     status, text = call(capsys, "claims", "--preset", "smoke", "--json")
     assert status == 0
     assert [(c["id"], c["verdict"]) for c in json.loads(text)] == [("a.1", "holds")]
-    assert "It is so." in call(capsys, "claims", "--preset", "smoke")[1]
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(capsys, "claims", "--preset", "smoke")[1]
+    assert max(map(len, text.splitlines())) <= 80
+    assert "a.1: It is so [in brackets], as a long sentence that goes on" in text
 
 
-def test_doctor_finds_a_damaged_organism_and_tells_no_secret(monkeypatch, capsys, tmp_path):
-    build(tmp_path, a=chapter())
-    tiny = tmp_path / "data/models/tiny"
-    save_file({"weight": torch.zeros(1)}, tiny / "model.safetensors")
-    (tiny / "sha256.json").write_text('{"config.json": "0"}')
-    for name in ("requirements.txt", "constraints.txt"):
-        (tmp_path / name).write_text("pytest==0.1\n" if "con" in name else "pytest  # a remark\n-e .\n")
-    monkeypatch.setattr(main, "ROOT", tmp_path)
-    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
-    status, text = call(capsys, "doctor")
-    assert status == 1
-    assert f"✗ organism tiny: {tiny / 'config.json'} is not the published file" in text
-    assert "required packages: none missing" in text
-    assert "(not 0.1)" in text
-    assert "HF_TOKEN" in text
-    assert "hf_0123456789" not in text
+def test_record_keeps_what_a_run_has_measured(tmp_path, monkeypatch):
+    root = build(tmp_path, a=chapter("print(1)"), bad=chapter("1 / 0"))
+    monkeypatch.setattr(recording, "collect", lambda path: [RECORD])
+    path = recording.record("a", "seed=3", preset="smoke", parameters={"seed": "3"}, root=root)
+    assert path == root / "data/results/a--seed=3.json"
+    kept = json.loads(path.read_text())
+    assert kept["parameters"] == {"n_examples": 2, "seed": 3}  # what is not the default
+    assert {"slug", "preset", "versions", "commit", "machine", "seconds", "date", "claims"} < set(kept)
+    assert [record["id"] for record in kept["claims"]] == ["a.1"]
+    with pytest.raises(RuntimeError, match="bad failed, nothing is recorded"):
+        recording.record("bad", "x", root=root)
+    (root / "data/results/a--mine.json").write_text("by hand")
+    with pytest.raises(ValueError, match=r"a--mine\.json"):
+        recording.record("a", "mine", root=root)
+    monkeypatch.setattr(recording, "collect", lambda path: [])
+    with pytest.raises(RuntimeError, match="a has recorded no claim"):
+        recording.record("a", "x", root=root)
+    assert sorted(p.name for p in (root / "data/results").iterdir()) == ["a--mine.json", "a--seed=3.json"]
 
 
 def test_help_does_not_import_what_it_does_not_need():
@@ -144,9 +148,55 @@ def test_help_does_not_import_what_it_does_not_need():
     assert done.returncode == 0
 
 
+def test_a_run_does_not_import_distributed_or_torch(tmp_path):
+    code = "import sys, book.run.batch\n"
+    code += "sys.exit(bool({'torch', 'distributed', 'dask', 'papermill', 'IPython'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+
+
+# Terminals
+
+
+class Terminal(io.StringIO):
+    """A terminal that cannot show everything, and may be closed."""
+
+    encoding = "ascii"
+    closed_after = 10**6
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        text.encode("ascii")
+        self.closed_after -= 1
+        if self.closed_after < 0:
+            raise BrokenPipeError("closed")
+        return super().write(text)
+
+
+def test_names_and_errors_are_shown_as_they_are_on_any_terminal():
+    display = Display(1, Terminal())
+    display.finished(
+        Result("a--x=[bold]", "a", "p", {}, "k", "failed", cell="cell 1: [/]", error="it was été")
+    )
+    text = display.stream.getvalue()
+    for words in ("a--x=[bold]", "cell 1: [/]", "it was \\xe9t\\xe9"):
+        assert words in text
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_display_that_fails_decides_nothing(writes):
+    display = Display(2, Terminal())
+    display.stream.closed_after = writes
+    for _ in range(3):
+        display.running({"a": (1, 2)})
+        display.finished(Result("a", "a", "p", {}, "k", "passed"))
+    assert display.done == 3
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_run_in_a_terminal_draws_its_progress_and_passes(tmp_path):
-    """Columns of the display are drawn in terminals only; pipes hide what goes wrong there."""
+    """What shows in terminals only is hidden by pipes, and so is what goes wrong there."""
     import pty
 
     root = build(tmp_path, a=chapter("import time; time.sleep(0.5)"))
@@ -162,20 +212,16 @@ def test_a_run_in_a_terminal_draws_its_progress_and_passes(tmp_path):
     status = pty.spawn([sys.executable, "-c", code], read, lambda _: b"")
     assert os.waitstatus_to_exitcode(status) == 0
     assert b"True" in written
-    assert b"cell" in written
+    assert b"0/1 done; a cell 5/5" in written
 
 
-def test_no_folder_is_written_to_that_holds_something_else(tmp_path, capsys):
-    root = build(tmp_path / "book", a=chapter(), bad=chapter("1 / 0"))
-    before = {path.name: path.read_bytes() for path in (root / "notebooks").iterdir()}
-    with pytest.raises(ValueError, match="holds files that the runner has not written"):
-        batch.run(root=root, out=root / "notebooks")
-    assert {path.name: path.read_bytes() for path in (root / "notebooks").iterdir()} == before
-    batch.run(["a"], root=root, out=tmp_path / "new")
-    batch.run(["a", "bad"], root=root, out=tmp_path / "new")  # its own
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/mine.md").write_text("by hand")
-    status, text = call(capsys, "book", "--out", str(tmp_path / "docs"))
-    assert status == 1
-    assert "mine.md" in text
-    assert (tmp_path / "docs/mine.md").read_text() == "by hand"
+def test_output_survives_a_terminal_that_knows_ascii_only(tmp_path):
+    root = build(tmp_path, a=chapter("raise ValueError('été → [x]')"))
+    code = f"import lib, pathlib; lib.ROOT = pathlib.Path({str(root)!r}); "
+    code += "import book.__main__ as main; main.cli(['run'])"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ValueError: \\xe9t\\xe9 \\u2192 [x]" in done.stderr
+    assert "1 failed in" in done.stderr
+    assert "Traceback" not in done.stderr

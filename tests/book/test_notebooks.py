@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from book.run import anatomy
 from lib import chapters, claims, papers
 
 pytestmark = [pytest.mark.chapter, pytest.mark.xdist_group("chapters")]
@@ -16,7 +17,7 @@ def test_the_written_papers_are_the_chapters():
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_chapter_has_the_anatomy(slug):
-    assert chapters.check(slug) == []
+    assert anatomy.check(slug) == []
 
 
 @pytest.mark.parametrize("slug", SLUGS)

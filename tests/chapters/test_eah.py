@@ -17,6 +17,7 @@ from torch import Tensor
 from data.worlds import scene_words as words
 from data.worlds import scenes as world
 from lib import chapters
+from lib import hallucination as scores
 from lib.generate import answer_logprobs
 from lib.hooks import capture, edit
 from lib.models import Subject
@@ -122,13 +123,15 @@ def test_left_padding_changes_no_strength_threshold_or_count(
             m.sink_counts(patterns, spans.image, beta)[i : i + 1],
             m.sink_counts(pattern, own.image, m.threshold(own.image, ~own.padding, 1.0)),
         )
-        for measure in (m.image_mass, m.image_entropy):
-            torch.testing.assert_close(
-                measure(patterns, spans.image)[i : i + 1], measure(pattern, own.image), atol=1e-5, rtol=1e-4
-            )
+        torch.testing.assert_close(
+            m.image_mass(patterns, spans.image)[i : i + 1],
+            m.image_mass(pattern, own.image),
+            atol=1e-5,
+            rtol=1e-4,
+        )
 
 
-def test_mass_and_entropy_of_attention_that_is_even_over_the_image() -> None:
+def test_mass_of_attention_behind_the_image() -> None:
     pattern = torch.zeros(1, 1, 12, 12)
     pattern[:, :, torch.arange(12), torch.arange(12)] = 1.0
     image = torch.zeros(1, 12, dtype=torch.bool)
@@ -137,21 +140,22 @@ def test_mass_and_entropy_of_attention_that_is_even_over_the_image() -> None:
     pattern[0, 0, 10:, 2:10] = 0.75 / 8
     pattern[0, 0, 10:, 0] = 0.25
     assert m.image_mass(pattern, image).item() == pytest.approx(0.75)
-    assert m.image_entropy(pattern, image).item() == pytest.approx(np.log(8))
 
 
 def test_facts_over_several_batches_are_those_of_each_prompt(
     llava: Subject, batch: dict[str, Tensor]
 ) -> None:
-    facts = m.head_facts(llava, [batch, batch], kappa=0.8)
-    assert facts.count.shape == facts.mass.shape == (6, 3, 4)
+    facts = m.head_facts(llava, [batch, batch])
+    assert facts.mass.shape == (6, 3, 4)
     assert facts.strength.shape == (6, 3, 4, 16)
     assert all(torch.equal(x[:3], x[3:]) for x in facts)
     spans, pattern = llava.spans(batch), heads_of(llava, batch, 2)
     beta = m.threshold(spans.image, ~spans.padding, 0.8)
-    assert torch.equal(facts.count[:3, 2], m.sink_counts(pattern, spans.image, beta))
-    absolute = m.head_facts(llava, [batch], beta=0.03).count[:, 2]
-    assert torch.equal(absolute, m.sink_counts(pattern, spans.image, torch.full((3,), 0.03)))
+    counts = m.sink_counts(pattern, spans.image, beta)
+    torch.testing.assert_close(facts.density(0.8)[:3, 2], counts / 16)
+    torch.testing.assert_close(facts.mass[:3, 2], m.image_mass(pattern, spans.image))
+    absolute = m.head_facts(llava, [batch], beta=0.03).density(1.0)[:, 2]
+    torch.testing.assert_close(absolute, m.sink_counts(pattern, spans.image, torch.full((3,), 0.03)) / 16)
 
 
 # Broadcasting
@@ -166,7 +170,7 @@ def test_a_head_broadcast_to_itself_or_to_no_head_gives_the_base_logits_bit_for_
         with m.broadcasting(llava, 1, select, to=[]):
             assert torch.equal(logits(llava, batch), base)
     spans, pattern = llava.spans(batch), heads_of(llava, batch, 1)
-    densest = m.sink_counts(pattern, spans.image, m.threshold(spans.image, ~spans.padding, 1.0)).argmax(-1)
+    densest = m.sink_counts(pattern, spans.image, m.threshold(spans.image, ~spans.padding, 0.84)).argmax(-1)
     for i in range(len(QUESTIONS)):
         with m.broadcasting(llava, 1, to=[int(densest[i])]):
             assert torch.equal(logits(llava, batch)[i], base[i])
@@ -176,7 +180,7 @@ def test_a_head_broadcast_to_itself_or_to_no_head_gives_the_base_logits_bit_for_
 
 def test_all_heads_get_the_map_of_the_selected_head(llava: Subject, batch: dict[str, Tensor]) -> None:
     spans, before = llava.spans(batch), heads_of(llava, batch, 1)
-    beta = m.threshold(spans.image, ~spans.padding, 1.0)
+    beta = m.threshold(spans.image, ~spans.padding, 0.84)
     counts = m.sink_counts(before, spans.image, beta)
     expected = {
         "dense": counts.argmax(-1),
@@ -192,7 +196,7 @@ def test_all_heads_get_the_map_of_the_selected_head(llava: Subject, batch: dict[
 
 def test_half_are_the_heads_with_fewest_sinks(llava: Subject, batch: dict[str, Tensor]) -> None:
     spans, before = llava.spans(batch), heads_of(llava, batch, 1)
-    counts = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 1.0))
+    counts = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 0.84))
     with m.broadcasting(llava, 1, to="half"):
         after = heads_of(llava, batch, 1)
     changed = (after != before).flatten(2).any(-1)
@@ -260,7 +264,7 @@ def test_the_head_chosen_in_the_prompt_is_the_one_that_new_words_follow(
     llava: Subject, batch: dict[str, Tensor]
 ) -> None:
     spans, before = llava.spans(batch), heads_of(llava, batch, 1)
-    densest = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 1.0)).argmax(-1)
+    densest = m.sink_counts(before, spans.image, m.threshold(spans.image, ~spans.padding, 0.84)).argmax(-1)
     with (
         torch.inference_mode(),
         capture(llava, "pattern", layers=1) as own,
@@ -353,13 +357,8 @@ def test_official_changes_every_layer_but_those_where_head_zero_wins(
     ("arguments", "error", "message"),
     [
         ({"layers": 3}, IndexError, "3"),
-        ({"layers": 1, "kappa": 0.0}, ValueError, "kappa=0.0.*above 0"),
-        ({"layers": 1, "kappa": -1.0}, ValueError, "kappa=-1.0"),
-        ({"layers": 1, "beta": -0.1}, ValueError, "beta=-0.1"),
         ({"layers": 1, "select": "densest"}, ValueError, "'densest'.*dense, sparse, random, mass, uniform"),
-        ({"layers": 1, "to": "most"}, ValueError, "'most'.*'all', 'half'"),
-        ({"layers": 1, "to": [4]}, IndexError, "heads 0 to 3"),
-        ({"layers": 1, "select": "random", "official_quirks": True}, ValueError, "official_quirks goes with"),
+        ({"layers": 1, "to": "most"}, ValueError, "'most'.*all, half"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(
@@ -396,132 +395,34 @@ def test_a_part_of_a_prompt_is_refused() -> None:
 # Captions
 
 
-SYNONYMS = {
-    "dog": "dog",
-    "puppy": "dog",
-    "hot dog": "hot dog",
-    "person": "person",
-    "man": "person",
-    "bus": "bus",
-}
+SYNONYMS = {"dog": "dog", "puppy": "dog", "person": "person", "man": "person", "bus": "bus"}
 
 
-def test_chair_of_a_hand_made_example() -> None:
-    records = m.caption_records(
-        [7, 3, 5], ["A man walks two dogs, a puppy and a bus.", "Hot dogs on a plate", "nothing"]
-    )
-    assert records[1] == {"image_id": 3, "caption": "Hot dogs on a plate"}
-    counts = m.count_mentions(
-        records,
-        {7: {"person", "dog", "hot dog"}, 3: {"dog"}, 5: {"bus"}},
-        SYNONYMS,
-        {7: {"bus"}, 3: {"person"}, 5: {"person"}},
-    )
-    assert [c.tolist() for c in counts] == [[4, 1, 0], [1, 1, 0], [1, 0, 0], [2, 0, 0], [3, 1, 1]]
-    shares = {name: m.SHARES[name](np.stack(counts, 1)) for name in m.SHARES}
-    assert shares["CHAIR_S"] == pytest.approx(100 * 2 / 3)
-    assert shares["CHAIR_I"] == pytest.approx(100 * 2 / 5)
-    assert shares["recall"] == pytest.approx(100 * 2 / 5)
-    assert shares["F1"] == pytest.approx(100 * 2 * 0.6 * 0.4 / (0.6 + 0.4))
-    assert shares["objects a caption"] == pytest.approx(5 / 3)
-    assert shares["partner share"] == pytest.approx(50)
-    assert m.chair_share(counts, "CHAIR_I").value == pytest.approx(40)
-    assert m.chair_change(counts, counts, "F1").value == 0
-
-
-def test_silence_has_no_hallucination_and_no_recall() -> None:
-    counts = m.count_mentions(m.caption_records([0], [""]), {0: {"dog"}}, SYNONYMS)
-    rows = np.stack(counts, 1)
-    assert [m.SHARES[name](rows) for name in ("CHAIR_S", "CHAIR_I", "recall", "F1")] == [0, 0, 0, 0]
-
-
-def test_mentions_in_scenes_are_those_that_the_world_counts() -> None:
+def test_an_album_counts_what_the_world_counts() -> None:
     rng = np.random.default_rng(0)
-    scenes, others = world.sample(50, rng, rate=0), world.sample(50, rng)
+    drawn, others = world.sample(50, rng, rate=0), world.sample(50, rng)
+    names = {name: name for name in world.OBJECTS}
+    none = np.zeros(50, int)
+    album = m.Album(none, drawn.present, drawn.missing, drawn.present, world.OBJECTS, names, "", none)
     captions = [words.text(row) for row in words.captions(others)]
-    names = np.array(world.OBJECTS)
-    counts = m.count_mentions(
-        m.caption_records(range(50), captions),
-        {i: names[there] for i, there in enumerate(scenes.present)},
-        {name: name for name in names},
-        {i: names[habit] for i, habit in enumerate(scenes.missing)},
-    )
-    for found, expected in zip(counts, words.chair(captions, scenes), strict=True):
-        assert found.tolist() == expected.tolist()
-
-
-# Yes or no
-
-
-def test_adversarial_objects_are_the_missing_partners_and_no_absent_object_is_there() -> None:
-    rng = np.random.default_rng(0)
-    scenes, seen = world.sample(300, rng, pairs=(2, 3), rate=0), world.sample(2000, rng)
-    absent = m.absent_objects(scenes.present, seen.present, rng)
-    row = np.arange(300)
-    assert all(not scenes.present[row, about].any() for about in absent.values())
-    assert scenes.missing[row, absent["adversarial"]].all()
-    assert scenes.missing[row, absent["random"]].mean() < 0.4
-    frequency = seen.present.sum(0)
-    best = [frequency[~there].max() for there in scenes.present]
-    assert frequency[absent["popular"]].tolist() == best
-    assert len(np.unique(absent["random"])) == len(world.OBJECTS)
-
-
-def test_question_sets_have_popes_format_and_true_labels() -> None:
-    rng = np.random.default_rng(0)
-    scenes = world.sample(20, rng)
-    sets = m.pope_records(scenes.present, scenes.present, world.OBJECTS, rng)
-    assert list(sets) == ["random", "popular", "adversarial"]
-    for records in sets.values():
-        assert [r["question_id"] for r in records] == list(range(40))
-        for r in records:
-            assert set(r) == {"question_id", "image", "text", "label"}
-            name = r["text"].removeprefix("is there a ")
-            assert (r["label"] == "yes") == scenes.present[r["image"], world.OBJECTS.index(name)]
-    yes = [[r["text"] for r in records if r["label"] == "yes"] for records in sets.values()]
-    assert yes[0] == yes[1] == yes[2]
-
-
-@pytest.mark.parametrize(
-    ("answer", "yes"),
-    [
-        ("yes", True),
-        ("No, there is no dog.", False),
-        ("There isn't one", False),
-        ("It is not there", False),
-        ("Yes. There is no cat, though", True),
-        ("A notebook is on the table", True),
-        ("nothing", True),
-    ],
-)
-def test_answers_are_read_as_pope_reads_them(answer: str, yes: bool) -> None:
-    assert m.says_yes(answer) is yes
-
-
-def test_scores_of_a_hand_made_confusion_table() -> None:
-    labels = ["yes"] * 4 + ["no"] * 4
-    answers = ["yes", "Yes, it is", "yes", "no", "no", "not there", "no", "yes"]
-    records = [{"image": i % 2, "label": label} for i, label in enumerate(labels)]
-    table = m.confusion(records, answers)
-    assert table.sum(0).tolist() == [3, 1, 1, 3]
-    assert table.tolist() == [[2, 0, 0, 2], [1, 1, 1, 1]]
-    scores = {name: score(table) for name, score in m.POPE.items()}
-    assert scores == pytest.approx({"accuracy": 75, "precision": 75, "recall": 75, "F1": 75, "yes-ratio": 50})
+    expected = scores.count_table(*words.chair(captions, drawn))
+    assert album.counts(captions).tolist() == expected.tolist()
+    assert album.counts(captions[:7]).tolist() == expected[:7].tolist()
 
 
 # Silence, and equal recall
 
 
-def chair_of(mentioned: list[int], hallucinated: list[int]) -> words.Chair:
+def chair_of(mentioned: list[int], hallucinated: list[int]) -> np.ndarray:
     zero = np.zeros(len(mentioned), int)
-    return words.Chair(np.array(mentioned), np.array(hallucinated), zero, zero, zero)
+    return scores.count_table(mentioned, hallucinated, zero, zero, zero)
 
 
 def test_cutting_captions_at_random_leaves_hallucinations_as_often_as_counting_all_choices_says() -> None:
     base = chair_of([5, 5, 4, 3, 2, 0], [2, 0, 4, 1, 1, 0])
     for keep in range(6):
         expected = []
-        for m_, h in zip(base.mentioned, base.hallucinated, strict=True):
+        for m_, h in zip(base[:, 2], base[:, 3], strict=True):
             choices = list(combinations([True] * h + [False] * (m_ - h), min(keep, m_)))
             expected.append(np.mean([any(choice) for choice in choices]))
         np.testing.assert_allclose(m.chair_s_when_cut(base, np.full(6, keep)), expected, atol=1e-12)
@@ -529,23 +430,42 @@ def test_cutting_captions_at_random_leaves_hallucinations_as_often_as_counting_a
 
 def test_captions_that_are_as_long_as_before_keep_their_chair() -> None:
     base = chair_of([5, 4, 2], [2, 0, 1])
-    assert m.chair_s_when_cut(base, base.mentioned).tolist() == [1, 0, 1]
+    assert m.chair_s_when_cut(base, base[:, 2]).tolist() == [1, 0, 1]
     assert m.chair_s_when_cut(base, np.array([9, 9, 9])).tolist() == [1, 0, 1]
 
 
-def count_names(texts: list[str]) -> words.Chair:
-    truth = {0: {"dog", "bus"}, 1: {"person"}}
-    return m.count_mentions(m.caption_records(range(2), texts), truth, SYNONYMS)
+def test_silence_explains_the_whole_fall_of_silent_captions_and_little_where_errors_alone_are_struck() -> (
+    None
+):
+    """The null of eah.11, fed with the effect, shows it."""
+    rng = np.random.default_rng(0)
+    base = chair_of(rng.integers(2, 6, 400), rng.integers(0, 3, 400))
+    silent = base.copy()
+    keep = np.minimum(base[:, 2], 1)
+    left = rng.hypergeometric(base[:, 3], base[:, 2] - base[:, 3], keep)
+    silent[:, 1], silent[:, 2], silent[:, 3] = left > 0, keep, left
+    fall = scores.chair_s(base.sum(0)) - scores.chair_s(silent.sum(0))
+    beyond_half = m.silence_beyond_half(m.beside_cut(silent, base).sum(0))
+    assert beyond_half == pytest.approx(fall / 2, abs=4)
+    share = 1 - silent[:, 1].sum() / base[:, 1].sum()
+    mended = m.without_errors(base, share, rng)
+    assert scores.chair_s(mended.sum(0)) == pytest.approx(scores.chair_s(silent.sum(0)), abs=5)
+    assert m.silence_beyond_half(m.beside_cut(mended, base).sum(0)) < -fall / 8
+    assert (base[:, 2] - base[:, 3] == mended[:, 2] - mended[:, 3]).all()
+
+
+def count_names(texts: list[str]) -> np.ndarray:
+    return scores.caption_counts(texts, [{"dog", "bus"}, {"person"}], SYNONYMS)
 
 
 def test_the_least_sure_mentions_go_first_and_no_more_than_equal_recall_needs() -> None:
     mentions = [[("dog", -0.1), ("person", -2.0), ("bus", -1.0)], [("person", -0.2), ("bus", -3.0)]]
     complete = m.cut_to_recall(mentions, 100, count_names)
-    assert (complete.mentioned.sum(), complete.hallucinated.sum(), complete.found.sum()) == (5, 2, 3)
+    assert complete.sum(0)[[2, 3, 5]].tolist() == [5, 2, 3]
     two_of_three = m.cut_to_recall(mentions, 67, count_names)
-    assert two_of_three.mentioned.tolist() == [1, 1]
-    assert (two_of_three.hallucinated.sum(), two_of_three.found.sum()) == (0, 2)
-    assert m.cut_to_recall(mentions, 0, count_names).mentioned.sum() == 0
+    assert two_of_three[:, 2].tolist() == [1, 1]
+    assert two_of_three.sum(0)[[3, 5]].tolist() == [0, 2]
+    assert m.cut_to_recall(mentions, 0, count_names)[:, 2].sum() == 0
 
 
 def test_certainty_of_a_mention_is_its_log_probability_after_what_stands_before(llava: Subject) -> None:
@@ -564,23 +484,25 @@ def test_certainty_of_a_mention_is_its_log_probability_after_what_stands_before(
     assert found[2][0][1] == pytest.approx(total(2, "cat"), abs=1e-4)
 
 
-# One head, and the size of the change
+# The baseline
 
 
-def test_a_head_left_out_contributes_nothing(llava: Subject, batch: dict[str, Tensor]) -> None:
-    with torch.inference_mode(), m.without_head(llava, 1, 2), capture(llava, "z", layers=1) as acts:
-        llava.model(**batch)
-    assert not acts[1][:, :, 2].any()
-    assert all(acts[1][:, :, head].any() for head in (0, 1, 3))
-
-
-def test_no_edit_changes_nothing_and_a_doubled_output_changes_by_its_own_size(
+def test_pai_raises_the_scores_of_image_columns_at_the_newest_row_only(
     llava: Subject, batch: dict[str, Tensor]
 ) -> None:
-    doubled = edit(llava, "attn_out", layer=1, fn=lambda x: 2 * x)
-    np.testing.assert_allclose(m.relative_change(llava, 1, batch, doubled), np.ones(3), rtol=1e-5)
-    with same_implementation(llava):
-        assert m.relative_change(llava, 1, batch, m.broadcasting(llava, 1, to=[])).tolist() == [0, 0, 0]
+    image, layer = llava.spans(batch).image, llava.n_layers - 1
+    with torch.no_grad(), capture(llava, "scores") as plain:
+        llava.model(**batch)
+    with torch.no_grad(), m.paying_attention(llava, 0.5, layer), capture(llava, "scores") as raised:
+        llava.model(**batch)
+    expected = plain[layer].clone()
+    for i in range(len(image)):
+        for h in range(llava.n_heads):
+            for k in range(image.shape[1]):
+                if image[i, k]:
+                    expected[i, h, -1, k] += 0.5 * abs(expected[i, h, -1, k])
+    torch.testing.assert_close(raised[layer], expected)
+    assert torch.equal(raised[0], plain[0])
 
 
 def test_counterfactual_scenes_tempt_with_the_partners_that_are_not_there() -> None:
@@ -597,10 +519,24 @@ def test_counterfactual_scenes_tempt_with_the_partners_that_are_not_there() -> N
 
 def test_rank_correlation_is_scipys_and_zero_where_nothing_varies() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 5, (4, 30)), rng.normal(size=(4, 30))  # a has ties
-    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(m.spearman(a, b), expected)
-    assert m.spearman(np.ones(9), np.arange(9)) == 0
+    a, b = rng.integers(0, 5, 30), rng.normal(size=30)  # a has ties
+    assert m.rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert m.rank_correlation(np.ones(9), np.arange(9)) == 0
+    assert m.rank_agreement(np.array([[1, 2, 3], [1, 1, 1]]), np.array([[3, 2, 1], [1, 2, 3]])).tolist() == [
+        -1,
+        0,
+    ]
+
+
+def test_the_permutation_null_keeps_an_effect_that_runs_through_the_groups() -> None:
+    """Fed with an effect that the permutation leaves in, the null shows it; without one it does not."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2, 3], 40)
+    heads, rates = group + rng.normal(size=160), -group + rng.normal(size=160)
+    through = m.permutation_null([heads], [rates], group, rng, 50)
+    assert through.high < -0.2
+    within = m.permutation_null([heads], [rates], np.zeros(160), rng, 50)
+    assert within.low < 0 < within.high
 
 
 def test_columns_of_equal_strength_are_perfectly_even_and_a_single_one_is_not_even_at_all() -> None:
@@ -625,9 +561,9 @@ def test_correlation_within_groups_is_blind_to_what_the_groups_differ_in() -> No
         group + 0.1 * rng.normal(size=600),
         rng.normal(size=600),
     )
-    assert m.spearman(a, b) > 0.8
-    assert abs(m.rank_correlation_within(np.stack([a, b, group], 1))) < 0.15
-    assert m.rank_correlation_within(np.stack([a + shared, b + shared, group], 1)) > 0.9
+    assert m.rank_correlation(a, b) > 0.8
+    assert abs(m.rank_correlation(a, b, group)) < 0.15
+    assert m.rank_correlation(a + shared, b + shared, group) > 0.9
 
 
 # Photographs
@@ -651,4 +587,4 @@ def test_photographs_come_with_their_objects_and_what_usually_goes_with_them(tmp
     lone_fork = np.flatnonzero((album.present == [True, False, False]).all(1))[0]
     assert album.tempting[lone_fork].tolist() == [False, True, False]
     assert album.images[0].mode == "RGB"
-    assert album.synonyms["dog"] == "dog"
+    assert album.words["dog"] == "dog"

@@ -93,6 +93,28 @@ def test_layer_entropies_equal_the_standard_deviation_over_all_tokens_of_all_ima
     np.testing.assert_allclose(m.layer_entropies(subject, "attn_out", images), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("broken", [0.0, float("nan"), float("inf")])
+def test_a_dead_channel_is_refused_where_its_entropy_would_be_infinite(broken: float) -> None:
+    features = torch.randn(20, 3)
+    features[:, 1] = broken
+    with pytest.raises(ValueError, match=r"1 of 3 channels do not vary or are not finite"):
+        m.entropy(features)
+
+
+def test_a_dead_unit_of_the_network_is_refused_and_not_ranked_first(
+    subject: Subject, pixels: torch.Tensor
+) -> None:
+    dead = Subject(deepcopy(subject.model))
+    with torch.no_grad():
+        dead.model.classifier.weight[2] = 0  # a logit that never varies
+        dead.model.vit.layers[1].mlp.fc2.weight[3] = 0
+    skips = m.Skips(dead, pixels)
+    with pytest.raises(ValueError, match="not vary"):
+        m.greedy(lambda layers: abs(m.transfer_entropy(skips, layers, "head", 12)), N_LAYERS, 2)
+    with pytest.raises(ValueError, match="not vary"):
+        m.layer_entropies(dead, "mlp_out", pixels)
+
+
 # Transfer entropy and the choice of layers
 
 
@@ -141,6 +163,16 @@ def test_greedy_equals_exhaustive_search_for_one_layer_and_nests() -> None:
         assert m.greedy(score, 6, k) == path[:k]
         rest = [layer for layer in range(6) if layer not in path[: k - 1]]
         assert score(frozenset(path[:k])) == min(score(frozenset((*path[: k - 1], i))) for i in rest)
+
+
+def test_without_any_attention_all_images_get_one_answer_so_the_last_layer_is_never_scored(
+    skips: dict,
+) -> None:
+    """The null of claims 1 and 2: what removes all attention must leave guessing."""
+    logits = skips[frozenset(range(N_LAYERS))].head
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+    order = m.greedy(lambda s: abs(m.transfer_entropy(skips, s, "head", 12)), N_LAYERS, N_LAYERS)
+    assert sorted(order) == list(range(N_LAYERS))
 
 
 def test_greedy_looks_at_combinations() -> None:
@@ -304,14 +336,6 @@ def test_doubling_the_features_does_not_change_the_spectrum(subject: Subject, pi
         np.testing.assert_allclose(m.spectrum(network, pixels)[last], plain, atol=1e-5)
 
 
-def test_multiply_adds_count_the_matrix_products(subject: Subject) -> None:
-    N, C, hidden = 17, 16, 32
-    attention, mlp = 4 * N * C * C + 2 * N * N * C, 2 * N * C * hidden
-    assert m.multiply_adds(subject.model, N) == N_LAYERS * (attention + mlp)
-    small = m.shrunk(subject.model, m.Plan(0, (0, 1)))
-    assert m.multiply_adds(small, N) == (N_LAYERS - 2) * attention + N_LAYERS * mlp
-
-
 def test_a_resized_network_has_the_tokens_that_were_asked_for(subject: Subject) -> None:
     assert m.resized(subject.model, 14).vit.embeddings.position_embeddings.shape[1] == 197
 
@@ -319,45 +343,47 @@ def test_a_resized_network_has_the_tokens_that_were_asked_for(subject: Subject) 
 # Criteria
 
 
-def test_criteria_of_skipping_nothing_are_zero_and_kl_is_positive(subject: Subject, skips: dict) -> None:
+def test_criteria_of_skipping_nothing_are_those_of_the_complete_network(
+    subject: Subject, skips: dict
+) -> None:
     pixels = skips.pixels
     scores = m.criteria(skips, subject, pixels, torch.arange(12) % 5, "head")
-    assert all(score(frozenset()) == pytest.approx(0, abs=1e-6) for score in scores.values())
+    complete = torch.nn.functional.cross_entropy(skips[frozenset()].head, torch.arange(12) % 5).item()
+    for name, score in scores.items():
+        expected = complete if name == "training loss" else 0
+        assert score(frozenset()) == pytest.approx(expected, abs=1e-6), name
     assert scores["KL of the prediction"](frozenset({0})) > 0
-    assert scores["|TE| (NOSE)"](frozenset({0})) == abs(scores["TE, signed"](frozenset({0})))
+    assert scores["|TE| (NOSE)"](frozenset({0})) == abs(m.transfer_entropy(skips, [0], "head", 12))
 
 
 # Parameters and the way to full size
 
-GOOD = {
-    "n_seeds": 2,
-    "n_remove": 3,
-    "fade_fraction": 0.75,
-    "n_examples": 8,
-    "selection": "nose",
-    "readout": "head",
-}
+GOOD = {name: parameter.default for name, parameter in chapters.parameters("lambda-vit").items()}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"n_examples": 0}, r"n_examples=0: expected at least 8"),
-        ({"n_seeds": 1}, r"n_seeds=1.*at least 2"),
-        ({"n_remove": 7}, r"n_remove=7: there are 6 attention layers"),
-        ({"n_remove": -1}, r"n_remove=-1"),
-        ({"selection": "best"}, r"selection='best'.*nose, random, anti"),
-        ({"readout": "middle"}, r"readout='middle'.*last_block, head"),
-        ({"fade_fraction": 1.5}, r"fade_fraction=1.5"),
+        ({"n_seeds": 1}, r"n_seeds=1: expected at least 2"),
+        ({"n_remove": 0}, r"n_remove=0: expected at least 1"),
+        ({"selection": "best"}, r"selection='best': expected one of nose, random, anti"),
+        ({"readout": "middle"}, r"readout='middle': expected one of head, last_block"),
+        ({"fade_fraction": 1.5}, r"fade_fraction=1.5: expected 0 to 1"),
         ({"batch_size": 0}, r"batch_size=0: expected at least 1"),
+        ({"lr": 0.0}, r"lr=0.0: expected more than 0"),
     ],
 )
 def test_parameters_that_cannot_work_are_named_before_anything_runs(wrong: dict, message: str) -> None:
-    m.check_parameters([6, 6], **GOOD)
+    chapters.check_parameters("lambda-vit", GOOD)
     with pytest.raises(ValueError, match=message):
-        m.check_parameters([6, 6], **GOOD | wrong)
-    with pytest.raises(ValueError, match="same number of layers"):
-        m.check_parameters([6, 12], **GOOD)
+        chapters.check_parameters("lambda-vit", GOOD | wrong)
+
+
+def test_the_declared_choices_are_those_of_the_method() -> None:
+    declared = {name: p.help for name, p in chapters.parameters("lambda-vit").items()}
+    assert declared["selection"].endswith("one of " + ", ".join(m.RULES))
+    assert sorted(m.Readout._fields) == sorted(declared["readout"].partition("one of ")[2].split(", "))
 
 
 def test_base_networks_of_an_organism_are_its_seeds() -> None:

