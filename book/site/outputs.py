@@ -83,6 +83,7 @@ class LiftFindings(SphinxTransform):
         if not slug_of(self.env.docname) or title is None:
             return
         head: list[nodes.Node] = []
+        # At reading, not at writing: figures are numbered and links resolved as they stand on the page.
         made = [box for box in self.document.findall(nodes.container) if box.get("mime_type") == FINDING_MIME]
         if made:
             findings = nodes.container("", nodes.rubric("", "What this run found"), classes=["findings"])

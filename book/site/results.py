@@ -106,6 +106,7 @@ def executed(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str
         data = output.get("data", {})
         if FIGURE_MIME in data and "image/png" in data:
             pictures.append(data[FIGURE_MIME] | {"png": data["image/png"]})
+    # Stable: without a main figure the first one stays first.
     pictures.sort(key=lambda picture: not picture.get("main"))
     return run, claims.findings(path), next(iter(pictures), None)
 

@@ -1,4 +1,4 @@
-"""What is made from data when the site is built: cards, tables of claims, gallery, scoreboard, organisms.
+"""What is made from data when the site is built: paper cards, gallery, scoreboard, organisms.
 
 The facts come from `data/`, the results from the notebooks as they were executed for this very build.
 """
@@ -31,15 +31,10 @@ class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' co
 
 
 class MadeFromData(SphinxDirective):
-    """`{gallery}`, `{scoreboard}`, `{scenes}`; `{claims-table}` with a slug (default: this chapter's)."""
-
-    optional_arguments = 1
+    """`{gallery}`, `{scoreboard}`, `{scenes}`."""
 
     def run(self) -> list[nodes.Node]:
-        slug = self.arguments[0] if self.arguments else slug_of(self.env.docname)
-        if self.name == "claims-table" and slug not in papers.slugs():
-            raise self.error(f"claims-table: {slug!r} is no paper of data/papers")
-        return [made_from_data("", kind=self.name, slug=slug)]
+        return [made_from_data("", kind=self.name, slug="")]
 
 
 class Organisms(MadeFromData):
@@ -111,11 +106,6 @@ def paper_card(app: Sphinx, docname: str) -> str:
     )
 
 
-def claims_table(app: Sphinx, docname: str, slug: str) -> str:
-    entry = chapter(app, docname, papers.read(slug))
-    return template("claims.html").render(paper=entry.paper, rows=entry.rows)
-
-
 def organisms(app: Sphinx, docname: str, slug: str) -> str:
     users: dict[str, list[tuple[papers.Paper, str | None]]] = defaultdict(list)
     for paper in papers.all_papers():
@@ -131,7 +121,6 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
 
 
 MADE = {
-    "claims-table": claims_table,
     "gallery": gallery,
     "scoreboard": scoreboard,
     "organisms": organisms,
@@ -141,7 +130,7 @@ MADE = {
 
 
 def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put a paper's card after the title of its chapter, and the tables where they belong."""
+    """Put a paper's card after the title of its chapter, and what is made from data where it belongs."""
     for node in list(doctree.findall(made_from_data)):
         html = MADE[node["kind"]](app, docname, node["slug"])
         node.replace_self(nodes.raw("", html, format="html"))
@@ -161,7 +150,7 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
     app.add_directive("organisms", Organisms)
-    for name in ("claims-table", "gallery", "scoreboard", "scenes"):
+    for name in ("gallery", "scoreboard", "scenes"):
         app.add_directive(name, MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)
