@@ -5,14 +5,13 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from posixpath import join
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from sphinx.application import Sphinx
 
+from book.site.files import place
 from book.site.templates import template
 from data.worlds import scene_words, scenes
 from lib import plots
@@ -22,13 +21,11 @@ DOSED = re.compile(r"(?P<knob>\w+) (?P<dose>[\d.]+): (?P<measure>.+)")
 """A measure at one dose of a knob, as recipes name it: `noise 0.2: colour`."""
 
 
-def embed(app: Sphinx, fig: Figure, *, name: str, alt: str, caption: str) -> str:
+def embed(app: Sphinx, docname: str, fig: Figure, *, name: str, alt: str, caption: str) -> str:
     """Save a figure among the site's images, as Sphinx' own extensions do; the HTML that shows it."""
-    folder = Path(app.outdir, app.builder.imagedir)
-    folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / f"{name}.png", dpi=2 * 96, facecolor="white")
+    path, picture = place(app, docname, f"{app.builder.imagedir}/{name}.png")
+    fig.savefig(path, dpi=2 * 96, facecolor="white")
     width, height = (fig.get_size_inches() * 96).round().astype(int)
-    picture = join(app.builder.imgpath, f"{name}.png")
     shown = {"name": name, "picture": picture, "alt": alt, "caption": caption}
     return template("figure.html").render(width=width, height=height, **shown)
 
@@ -64,12 +61,14 @@ def world(app: Sphinx, docname: str, slug: str) -> str:
     }
     return embed(
         app,
+        docname,
         gallery({"": pictures[:2], " ": pictures[2:]}, plots.WIDTH / 2),
         name="scenes",
         alt="Four scenes of coloured glyphs and handwritten digits on dark ground, and what stands in them.",
         caption="Scenes of the test split with their true captions: object and colour, in reading order.",
     ) + embed(
         app,
+        docname,
         gallery(knobs, 1.25),
         name="scenes-knobs",
         alt="One scene under more and more noise, occlusion, distractors, and with less and less contrast.",
@@ -112,7 +111,7 @@ def training(app: Sphinx, docname: str, name: str) -> str:
         alt += " Accuracy and caption quality follow, against the dose of each knob."
         caption += " Then dose and response: shares on test scenes with 95 % intervals, one knob at a time; "
         caption += "the point nearest to the undisturbed world is the measure without that knob."
-    return embed(app, fig, name=f"{name}-training", alt=alt, caption=caption)
+    return embed(app, docname, fig, name=f"{name}-training", alt=alt, caption=caption)
 
 
 def dose_response(measures: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, ...]]]]:

@@ -1,30 +1,29 @@
-"""What is made from data when the site is built: paper cards, tables of claims, scoreboard, organisms.
+"""What is made from data when the site is built: paper cards, gallery, scoreboard, organisms.
 
 The facts come from `data/`, the results from the notebooks as they were executed for this very build.
 """
 
 import json
 import re
-from collections import Counter, defaultdict
-from pathlib import Path
-from typing import Any, cast
+from collections import defaultdict
+from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from myst_nb.sphinx_ import SphinxEnvType
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 from book.site import figures
+from book.site.gallery import gallery
+from book.site.results import CHAPTERS, WHOSE, chapter, counts, slug_of
+from book.site.scoreboard import scoreboard
 from book.site.templates import template
 from lib import claims, papers
 from lib.organisms import FOLDER, seeds_of, shipped, split_name
 
-CHAPTERS = "notebooks/"
 FILES = ("config", "metrics")
-NO_RESULT = ("wp-untested", "?", "")
 
 
 class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' convention
@@ -32,15 +31,10 @@ class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' co
 
 
 class MadeFromData(SphinxDirective):
-    """`{scoreboard}`, `{organisms}`, `{scenes}`; `{claims-table}` with a slug (default: this chapter's)."""
-
-    optional_arguments = 1
+    """`{gallery}`, `{scoreboard}`, `{scenes}`."""
 
     def run(self) -> list[nodes.Node]:
-        slug = self.arguments[0] if self.arguments else slug_of(self.env.docname)
-        if self.name == "claims-table" and slug not in papers.slugs():
-            raise self.error(f"claims-table: {slug!r} is no paper of data/papers")
-        return [made_from_data("", kind=self.name, slug=slug)]
+        return [made_from_data("", kind=self.name, slug="")]
 
 
 class Organisms(MadeFromData):
@@ -95,85 +89,20 @@ def shipped_organisms() -> dict[str, list[str]]:
     return {name: seeds_of(name)[1:] for name in names if split_name(name) == (name, 0)}
 
 
-def slug_of(docname: str) -> str:
-    return docname.removeprefix(CHAPTERS) if docname.startswith(CHAPTERS) else ""
-
-
-def executed(app: Sphinx, slug: str) -> tuple[list[claims.ClaimRecord], dict[str, Any]]:
-    """What a chapter's executed notebook recorded: its claims, and how it was run.
-
-    Run facts have `error` (the first line of it) and `cell` where the run failed.
-    """
-    path = Path(cast(SphinxEnvType, app.env).mystnb_config.output_folder, CHAPTERS, f"{slug}.ipynb")
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    run = dict(notebook["metadata"].get("worked_papers", {}))
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error" and "error" not in run:
-                run["error"] = f"{output['ename']}: {output['evalue']}"
-    return claims.collect(path), run
-
-
-def results(app: Sphinx, paper: papers.Paper) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Each claim of a paper with its record (None if there is none), badge and link; and the run's facts."""
-    docname = CHAPTERS + paper.slug
-    written = docname in app.env.all_docs
-    records, run = executed(app, paper.slug) if written else ([], {})
-    found = {record.id: record for record in records}
-    rows = []
-    for claim in paper.claims:
-        record = found.get(claim.id)
-        css, sign, _ = claims.BADGES[record.verdict] if record else NO_RESULT
-        rows.append(
-            {
-                "claim": claim,
-                "number": claim.id.rpartition(".")[2],
-                "record": record,
-                "verdict": record.verdict if record else "no result",
-                "css": css,
-                "sign": sign,
-                "anchor": f"#claim-{claim.id.replace('.', '-')}",
-            }
-        )
-    return rows, run
-
-
-def chapter_uri(app: Sphinx, docname: str, paper: papers.Paper) -> str | None:
-    """Relative address of a paper's chapter, seen from a page; None if it is not written."""
-    chapter = CHAPTERS + paper.slug
-    return app.builder.get_relative_uri(docname, chapter) if chapter in app.env.all_docs else None
-
-
 def paper_card(app: Sphinx, docname: str) -> str:
-    slug = slug_of(docname)
-    rows, run = results(app, paper := papers.read(slug))
+    entry = chapter(app, docname, papers.read(slug_of(docname)))
     source = f"{docname}.ipynb"
     return template("card.html").render(
-        paper=paper,
-        run=run,
-        verdicts=Counter(row["verdict"] for row in rows),
+        paper=entry.paper,
+        run=entry.run,
+        counted={by: counts(entry.rows, by) for by in WHOSE},
+        whose=WHOSE,
         badges=claims.BADGES,
         colab=app.config.worked_papers_addresses["colab"] + source,
         download=relative_uri(app.builder.get_target_uri(docname), f"_sources/{source}"),
-        organisms=[(name, (FOLDER / name).is_dir()) for name in paper.organisms],
+        organisms=[(name, (FOLDER / name).is_dir()) for name in entry.paper.organisms],
+        verdicts_page=app.builder.get_relative_uri(docname, "book/index") + "#verdicts",
         organisms_page=app.builder.get_relative_uri(docname, "book/organisms"),
-    )
-
-
-def claims_table(app: Sphinx, docname: str, slug: str) -> str:
-    paper = papers.read(slug)
-    return template("claims.html").render(paper=paper, rows=results(app, paper)[0])
-
-
-def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
-    board: list[dict[str, Any]] = []
-    for paper in sorted(papers.all_papers(), key=lambda paper: papers.AREAS.index(paper.area)):
-        rows, run = results(app, paper)
-        board.append({"paper": paper, "rows": rows, "run": run, "page": chapter_uri(app, docname, paper)})
-    board.sort(key=lambda entry: entry["page"] is None)  # written ones first
-    verdicts = Counter(row["verdict"] for entry in board if entry["page"] for row in entry["rows"])
-    return template("scoreboard.html").render(
-        board=board, areas=papers.AREAS, badges=claims.BADGES, verdicts=verdicts
     )
 
 
@@ -181,7 +110,9 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
     users: dict[str, list[tuple[papers.Paper, str | None]]] = defaultdict(list)
     for paper in papers.all_papers():
         for name in paper.organisms:
-            users[name].append((paper, chapter_uri(app, docname, paper)))
+            written = CHAPTERS + paper.slug in app.env.all_docs
+            page = app.builder.get_relative_uri(docname, CHAPTERS + paper.slug) if written else None
+            users[name].append((paper, page))
     table = [
         {"seeds": seeds, "users": users.pop(name, []), **facts(name)}
         for name, seeds in shipped_organisms().items()
@@ -190,7 +121,7 @@ def organisms(app: Sphinx, docname: str, slug: str) -> str:
 
 
 MADE = {
-    "claims-table": claims_table,
+    "gallery": gallery,
     "scoreboard": scoreboard,
     "organisms": organisms,
     "scenes": figures.world,
@@ -199,7 +130,7 @@ MADE = {
 
 
 def fill_in(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put a paper's card after the title of its chapter, and the tables where they belong."""
+    """Put a paper's card after the title of its chapter, and what is made from data where it belongs."""
     for node in list(doctree.findall(made_from_data)):
         html = MADE[node["kind"]](app, docname, node["slug"])
         node.replace_self(nodes.raw("", html, format="html"))
@@ -219,7 +150,7 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
     app.add_directive("organisms", Organisms)
-    for name in ("claims-table", "scoreboard", "scenes"):
+    for name in ("gallery", "scoreboard", "scenes"):
         app.add_directive(name, MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)

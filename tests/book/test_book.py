@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from sphinx.ext.napoleon import GoogleDocstring
 
-from book.site import api, docstrings, figures, maths, replace, tables, theme
+from book.site import api, docstrings, figures, maths, replace, results, tables, templates, theme
 from book.site import build as book
 from lib import ROOT, chapters, papers
 
@@ -246,11 +247,21 @@ def test_a_failed_chapter_is_published_and_named_by_the_error(repository, monkey
 
 def test_the_card_of_a_failed_chapter_says_so_first():
     paper = papers.read("lambda-vit")
-    facts = {"paper": paper, "verdicts": {}, "badges": {}, "colab": "", "download": "", "organisms": []}
-    card = tables.template("card.html").render(run={"error": "failed in cell 3: <b>"}, **facts)
+    facts = {"paper": paper, "counted": {}, "whose": {}, "badges": {}, "colab": "", "organisms": []}
+    card = templates.template("card.html").render(run={"error": "failed in cell 3: <b>"}, **facts)
     assert card.index("This chapter failed") < card.index(paper.authors[0])
     assert "failed in cell 3: &lt;b&gt;" in card
-    assert "failed" not in tables.template("card.html").render(run={}, **facts)
+    assert "failed" not in templates.template("card.html").render(run={}, **facts)
+
+
+def test_the_card_says_what_had_to_be_rebuilt():
+    paper = papers.read("lambda-vit").model_copy(update={"reconstruction": "The loss was guessed."})
+    facts = {"counted": {}, "whose": {}, "badges": {}, "run": {}, "organisms": []}
+    card = BeautifulSoup(templates.template("card.html").render(paper=paper, **facts), "html.parser")
+    assert card.select_one(".reconstruction").get_text() == "reconstruction"
+    assert "The loss was guessed." in card.get_text()
+    paper = paper.model_copy(update={"reconstruction": None})
+    assert "reconstruction" not in templates.template("card.html").render(paper=paper, **facts)
 
 
 def test_the_repositorys_address_stands_in_one_file_only():
@@ -434,12 +445,10 @@ def test_signatures_keep_their_text_but_not_a_list_without_terms():
 def test_an_executed_notebooks_error_is_found(tmp_path):
     output = nbformat.v4.new_output("error", ename="ValueError", evalue="n_examples=0", traceback=[])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "small.ipynb").write_text(json.dumps(notebook))
-    app = SimpleNamespace(env=SimpleNamespace(mystnb_config=SimpleNamespace(output_folder=tmp_path)))
-    records, run = tables.executed(app, "small")
-    assert records == []
+    (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
+    run, findings, picture = results.executed(tmp_path / "small.ipynb")
     assert run["error"] == "ValueError: n_examples=0"
+    assert (findings, picture) == ([], None)
 
 
 def test_a_paragraph_that_several_cards_share_is_told_once():

@@ -184,22 +184,63 @@ def test_the_buttons_of_a_chapter_lead_to_its_executed_notebook(visits, site, ba
     assert any(cell["outputs"] for cell in code)
 
 
-def test_the_scoreboard_has_all_papers_and_filters_them(chromium, base):
+@pytest.fixture
+def board(chromium, base):
     page = chromium.new_page()
     page.goto(base + "book/scoreboard.html")
-    rows = page.locator("#scoreboard-table tbody tr")
-    visible = page.locator("#scoreboard-table tbody tr:visible")
-    assert rows.count() == visible.count() == len(papers.all_papers()) == 23
-    planned = [paper for paper in papers.all_papers() if paper.status == "planned"]
-    page.select_option("select[name=status]", "planned")
-    assert visible.count() == page.get_by_text("planned,", exact=False).count() == len(planned)
-    page.select_option("select[name=area]", "safety")
-    assert visible.count() == sum(paper.area == "safety" for paper in planned)
-    page.fill("input[name=words]", "no such words anywhere")
+    yield page
+    page.close()
+
+
+CLAIMS = [(paper, claim) for paper in papers.all_papers() for claim in paper.claims]
+VISIBLE = "#scoreboard-table tr:not(.group):visible"
+
+
+def test_the_scoreboard_has_all_claims_and_filters_them(board):
+    visible = board.locator(VISIBLE).filter(has=board.locator("td"))
+    written = [claim for paper, claim in CLAIMS if paper.status == "written"]
+    assert board.locator("#scoreboard-table tbody tr:not(.group)").count() == len(CLAIMS)
+    assert visible.count() == len(written)
+    board.select_option("select[name=verdict]", "planned")
+    assert visible.count() == len(CLAIMS) - len(written)
+    board.select_option("select[name=area]", "safety")
+    assert visible.count() == sum(p.area == "safety" and p.status == "planned" for p, _ in CLAIMS)
+    board.click("form.filter button[type=reset]")
+    browsing.expect(visible).to_have_count(len(written))
+    board.select_option("select[name=by]", "paper")
+    assert visible.count() == sum(claim.by == "paper" for _, claim in CLAIMS)
+    board.fill("input[name=words]", "no such words anywhere")
     assert visible.count() == 0
-    assert page.locator("form.filter [role=status]").inner_text() == "0 of 23 rows"
-    page.click("form.filter button[type=reset]")
-    browsing.expect(visible).to_have_count(23)
+    assert board.locator("tr.group:visible").count() == 0
+    assert board.locator("form.filter [role=status]").inner_text() == f"0 of {len(CLAIMS)} claims"
+
+
+@pytest.mark.parametrize("word", ["fingerprint", "pruning", "underflow"])
+def test_the_scoreboard_finds_claims_by_their_words(board, word):
+    board.fill("input[name=words]", word)
+    found = board.locator(VISIBLE).filter(has=board.locator("td"))
+    texts = [text.lower() for text in found.locator("th").all_inner_texts()]
+    says = [claim.text for _, claim in CLAIMS if word in claim.text.lower()]
+    assert says
+    assert all(any(" ".join(text.lower().split()) in shown for shown in texts) for text in says)
+
+
+def test_the_front_page_is_light_and_shows_every_paper(visits, site):
+    front = visits["book/index.html"]
+    pictures = sum(path.stat().st_size for path in (site / "_images").glob("thumbnail-*"))
+    assert front.bytes + pictures < 1_000_000
+    assert len(front.seen["figures"]) == len(chapters.slugs())
+    assert all(" ".join(paper.asks.split()) in front.seen["prose"] for paper in papers.all_papers())
+
+
+def test_every_figures_numbers_can_be_opened_from_a_folder(chromium, site):
+    page = chromium.new_page()
+    for file in sorted((site / "notebooks").glob("*.html")):
+        page.goto(file.as_uri())
+        links = page.locator("a.numbers").evaluate_all("links => links.map((link) => link.href)")
+        for link in links:
+            rows = Path(unquote(urlsplit(link).path)).read_text(encoding="utf-8").splitlines()
+            assert len(rows) >= 2, link
     page.close()
 
 

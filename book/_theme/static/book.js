@@ -80,24 +80,26 @@ if (links.size) {
   follow();
 }
 
-// Filters of a table: every select names a data attribute of the rows.
+// Filters of a table: every select names a data attribute of the rows; a group without a row left is hidden,
+// and so is what is only planned, until something is looked for.
 for (const form of document.querySelectorAll("form.filter")) {
   form.hidden = false;
-  const rows = [...document.querySelectorAll(`#${form.dataset.table} tbody tr`)];
+  const rows = [...document.querySelectorAll(`#${form.dataset.table} tbody tr:not(.group)`)];
   const count = form.querySelector("[role=status]");
   const apply = () => {
     const words = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const choices = [...form.querySelectorAll("select")].filter((select) => select.value);
     let shown = 0;
     for (const row of rows) {
-      const text = row.textContent.toLowerCase();
-      const fits = [...form.querySelectorAll("select")].every((s) => !s.value || row.dataset[s.name].split("|").includes(s.value));
-      row.hidden = !(fits && words.every((word) => text.includes(word)));
+      const text = `${row.textContent} ${row.dataset.words}`.toLowerCase();
+      const fits = choices.every((choice) => row.dataset[choice.name] === choice.value) && words.every((word) => text.includes(word));
+      row.hidden = !fits || (row.classList.contains("planned") && !choices.length && !words.length);
       shown += !row.hidden;
     }
     for (const body of document.querySelectorAll(`#${form.dataset.table} tbody`)) {
-      body.hidden = [...body.rows].every((row) => row.hidden);
+      body.hidden = !body.querySelector("tr:not(.group, [hidden])");
     }
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = `${shown} of ${rows.length} claims`;
     markScrollers();
   };
   form.addEventListener("input", apply);
