@@ -95,7 +95,7 @@ def test_layer_entropies_equal_the_standard_deviation_over_all_tokens_of_all_ima
 def test_an_untrained_network_can_show_low_entropy_at_the_bottom_if_it_is_there(
     subject: Subject, pixels: torch.Tensor
 ) -> None:
-    """The null of claims 6, 7, 15 and 16, with an effect planted in it: outputs a tenth as large."""
+    """The null of claim 8 and the contrast of 6, 7, 15 and 16, with an effect planted."""
     fresh = m.untrained(subject, seed=0)
     for site, module in (("attn_out", "attention.o_proj"), ("mlp_out", "mlp.fc2")):
         planted = Subject(deepcopy(fresh.model))
