@@ -59,8 +59,8 @@ class ShapeConflicts(NamedTuple):
     """The colour in the sentences."""
 
 
-def _paint(canvas: Any, shape: str, x: float, y: float, radius: float, colour: str) -> None:
-    fill = PAINTS[colour][0]
+def _paint(canvas: Any, shape: str, centre: ndarray, radius: float, colour: str) -> None:
+    fill, (x, y) = PAINTS[colour][0], centre
     if shape == "circle":
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
     else:
@@ -82,8 +82,8 @@ def _picture(tier: int, target: str, colour: str, spare: list[str], rng: np.rand
             places = rng.uniform(size, SIDE - size, (20, 2))
             place = places[np.hypot(*(places - centre).T).argmax()] if area < 0.2 else places[0]
         shape = rng.choice([s for s in SHAPES if s != target])
-        _paint(canvas, shape, *place, size, rng.choice(spare))
-    _paint(canvas, target, *centre, radius, colour)
+        _paint(canvas, shape, place, size, rng.choice(spare))
+    _paint(canvas, target, centre, radius, colour)
     return np.asarray(picture)
 
 
@@ -101,7 +101,7 @@ def shape_conflicts(n_images: int, rng: np.random.Generator, *, n_texts: int = 3
     for tier in tiers:
         seen, told, *spare = (int(i) for i in rng.permutation(len(colours)))
         target, (absent, between) = rng.choice(list(SHAPES)), rng.permutation(ABSENT_SHAPES)[:2]
-        images.append(_picture(tier, target, colours[seen], [colours[i] for i in spare], rng))
+        images.append(_picture(int(tier), target, colours[seen], [colours[i] for i in spare], rng))
         word, things = colours[told], PAINTS[colours[told]][1]
         sentences = (
             f"The {{}} is {word}.",
