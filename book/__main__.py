@@ -138,8 +138,8 @@ def claims(slugs: tuple[str, ...], preset: str, as_json: bool) -> None:
     """
     import json
 
+    from book.run.collect import collect
     from lib.chapters import did_you_mean
-    from lib.claims import collect
 
     folder = ROOT / "_build" / "runs" / preset
     executed = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if "--" not in path.stem}

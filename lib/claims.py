@@ -16,7 +16,7 @@ from typing import Any, Literal
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from jinja2 import Environment, FileSystemLoader
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from lib import ROOT, papers
 from lib.papers import Rule
@@ -125,7 +125,7 @@ class ClaimRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it is stored in a notebook's output."""
-        return _RECORD.dump_python(self, mode="json")
+        return RECORD.dump_python(self, mode="json")
 
     def show(self) -> None:
         """Display the row in a notebook, print it elsewhere."""
@@ -138,7 +138,8 @@ class ClaimRecord:
         """Show nothing: `claim` did, and as a cell's last line the record would appear a second time."""
 
 
-_RECORD = TypeAdapter(ClaimRecord)
+RECORD = TypeAdapter(ClaimRecord)
+"""How a record is read from, and written to, a notebook's output."""
 _ESTIMATE = TypeAdapter(Estimate | None)
 
 
@@ -280,38 +281,6 @@ def finding(
         display({"text/markdown": text, "text/plain": text, FINDING_MIME: content}, raw=True)
     else:
         print(text)
-
-
-def collect(path: str | Path) -> list[ClaimRecord]:
-    """The records in an executed notebook's outputs, in order.
-
-    Raises:
-        ValueError: the file is no notebook, a record is damaged, or a claim is recorded twice.
-    """
-    try:
-        records = [_RECORD.validate_python(data) for data in _outputs(path, CLAIM_MIME)]
-    except ValidationError as error:
-        raise ValueError(
-            f"{path}: a claim's record is damaged, execute the notebook again: {error}"
-        ) from None
-    ids = [record.id for record in records]
-    if twice := sorted({id for id in ids if ids.count(id) > 1}):
-        raise ValueError(f"{path} records {', '.join(twice)} more than once; a claim has one verdict")
-    return records
-
-
-def findings(path: str | Path) -> list[dict[str, Any]]:
-    """The findings in an executed notebook's outputs, in order: `text`, `verdict` and `claims` of each."""
-    return list(_outputs(path, FINDING_MIME))
-
-
-def _outputs(path: str | Path, mime: str) -> Iterator[Any]:
-    try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a notebook: {error!r}") from None
-    return (data[mime] for data in outputs if mime in data)
 
 
 def _find(id: str) -> papers.Claim:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -31,32 +32,9 @@ WIDTH = 6.4
 
 def style() -> None:
     """Set the book's look. A chapter calls it once, before its first figure."""
-    sns.set_theme(
-        context="notebook",
-        style="whitegrid",
-        palette=PALETTE,
-        font="DejaVu Sans",  # comes with matplotlib, so that figures look the same everywhere
-        rc={
-            "figure.figsize": (WIDTH, 4.0),
-            "figure.constrained_layout.use": True,
-            "figure.constrained_layout.h_pad": 0.08,
-            "figure.constrained_layout.w_pad": 0.08,
-            "font.size": 12,
-            "axes.titlesize": 13,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.labelsize": 12,
-            "xtick.labelsize": 11,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.color": "#e3e3e3",
-            "axes.edgecolor": "#808080",
-            "image.cmap": "viridis",
-        },
-    )
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
+    plt.style.use(Path(__file__).with_name("book.mplstyle"))
+    plt.rcParams["figure.figsize"] = (WIDTH, 4.0)
 
 
 def band(

@@ -44,7 +44,7 @@ class Estimate:
     def __str__(self) -> str:
         """With the digits that the interval's width justifies, as in `0.97 [0.95, 0.98]`."""
         if self.low == self.high:  # an interval without width is not shown as certainty
-            return f"{self.value:.4g} ({'exact' if self.exact else f'all {self.n} resamples agree'})"
+            return f"{self.value:.4g} ({'exact' if self.exact else f'all {self.n} alike'})"
         half_width = (self.high - self.low) / 2
         decimals = -math.floor(math.log10(half_width)) if 0 < half_width < math.inf else 3
         decimals += half_width >= 0.1

@@ -45,7 +45,7 @@ FACTS = {
         {
             "text": "It is so.",
             "statistic": "a difference",
-            "control": "nothing",
+            "null": "nothing",
             "rule": {"direction": "greater", "size": 1.0, "null": 0.0},
         }
     ],

@@ -10,8 +10,8 @@ import nbformat
 
 from book.run.batch import run
 from book.run.cache import write
+from book.run.collect import collect
 from lib import ROOT, chapters
-from lib.claims import collect
 
 
 def record(

@@ -10,6 +10,7 @@ from typing import Any, cast
 from myst_nb.sphinx_ import SphinxEnvType
 from sphinx.application import Sphinx
 
+from book.run.collect import collect, findings
 from lib import claims, papers
 from lib.plots import FIGURE_MIME
 
@@ -90,7 +91,7 @@ def chapter(app: Sphinx, docname: str, paper: papers.Paper) -> Chapter:
         return Chapter(paper, None, [Row(claim) for claim in paper.claims])
     page = app.builder.get_relative_uri(docname, name)
     path = Path(cast(SphinxEnvType, app.env).mystnb_config.output_folder, f"{name}.ipynb")
-    found = {record.id: record for record in claims.collect(path)}
+    found = {record.id: record for record in collect(path)}
     rows = [Row(claim, found.get(claim.id), page) for claim in paper.claims]
     return Chapter(paper, page, rows, *executed(path))
 
@@ -108,7 +109,7 @@ def executed(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str
             pictures.append(data[FIGURE_MIME] | {"png": data["image/png"]})
     # Stable: without a main figure the first one stays first.
     pictures.sort(key=lambda picture: not picture.get("main"))
-    return run, claims.findings(path), next(iter(pictures), None)
+    return run, findings(path), next(iter(pictures), None)
 
 
 def counts(rows: Iterable[Row], by: str) -> Counter[str]:

@@ -15,9 +15,10 @@ import transformers
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from data.train.difference import split
 from data.train.recipe import Recipe
 from data.train.trainer import State
-from lib import differences, organisms
+from lib import organisms
 from lib.stats import Estimate
 
 FIRST_LOSSES = 20
@@ -98,7 +99,7 @@ def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     stored = torch.float32 if recipe.parent else torch.float16
     shipped.to("cpu", stored).save_pretrained(folder)
     if recipe.parent:
-        differences.split(folder, organisms.FOLDER / recipe.parent)
+        split(folder, organisms.FOLDER / recipe.parent)
     shipped.config.dtype = torch.float32  # what it computes in; float16 is only how it is stored
     shipped.config.save_pretrained(folder)
     for processor in recipe.processors():

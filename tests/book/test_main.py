@@ -10,10 +10,10 @@ import pytest
 from small_book import build, chapter
 
 import book.__main__ as main
-from book.run import batch
+from book.run import batch, collect
 from book.run import record as recording
 from book.run.report import Display, Report, Result
-from lib import claims
+from lib import claims, papers
 
 
 def call(capsys, *arguments):
@@ -94,12 +94,14 @@ def test_debug_shows_the_error_itself():
 
 
 RECORD = claims.ClaimRecord(
-    id="a.1",
-    slug="a",
-    text="It is so [in brackets], as a long sentence that goes on and on says, in all of eighty columns.",
-    paper="0.5",
-    statistic="x",
-    unit="points",
+    claim=papers.Claim(
+        id="a.1",
+        text="It is so [in brackets], as a long sentence that goes on and on says, in all of eighty columns.",
+        paper="0.5",
+        statistic="x",
+        unit="points",
+        null="y",
+    ),
     verdict="holds",
     reason="r",
 )
@@ -111,10 +113,10 @@ def test_claims_prints_the_ledger_of_the_executed_chapters_without_sweeps(monkey
     for name in ("a", "a--seed=1"):
         (folder / f"{name}.ipynb").touch()
     monkeypatch.setattr(main, "ROOT", tmp_path)
-    monkeypatch.setattr(claims, "collect", lambda path: [RECORD])
+    monkeypatch.setattr(collect, "collect", lambda path: [RECORD])
     status, text = call(capsys, "claims", "--preset", "smoke", "--json")
     assert status == 0
-    assert [(c["id"], c["verdict"]) for c in json.loads(text)] == [("a.1", "holds")]
+    assert [(c["claim"]["id"], c["verdict"]) for c in json.loads(text)] == [("a.1", "holds")]
     monkeypatch.setenv("COLUMNS", "80")
     text = call(capsys, "claims", "--preset", "smoke")[1]
     assert max(map(len, text.splitlines())) <= 80
@@ -129,7 +131,7 @@ def test_record_keeps_what_a_run_has_measured(tmp_path, monkeypatch):
     kept = json.loads(path.read_text())
     assert kept["parameters"] == {"n_examples": 2, "seed": 3}  # what is not the default
     assert {"slug", "preset", "versions", "commit", "machine", "seconds", "date", "claims"} < set(kept)
-    assert [record["id"] for record in kept["claims"]] == ["a.1"]
+    assert [record["claim"]["id"] for record in kept["claims"]] == ["a.1"]
     with pytest.raises(RuntimeError, match="bad failed, nothing is recorded"):
         recording.record("bad", "x", root=root)
     (root / "data/results/a--mine.json").write_text("by hand")

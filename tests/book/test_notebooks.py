@@ -5,7 +5,8 @@ import re
 import pytest
 
 from book.run import anatomy
-from lib import chapters, claims, papers
+from book.run.collect import collect
+from lib import chapters, papers
 
 pytestmark = [pytest.mark.chapter, pytest.mark.xdist_group("chapters")]
 SLUGS = chapters.slugs()
@@ -24,7 +25,7 @@ def test_chapter_has_the_anatomy(slug):
 def test_chapter_runs_at_smoke_and_decides_every_claim(slug, smoke_run):
     result = next(result for result in smoke_run.results if result.slug == slug)
     assert result.status in {"passed", "cached"}, result.error
-    recorded = [record.id for record in claims.collect(result.notebook)]
+    recorded = [record.id for record in collect(result.notebook)]
     assert sorted(recorded) == sorted(claim.id for claim in papers.read(slug).claims)
 
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from book.run.collect import collect, findings
 from lib import claims, papers
-from lib.claims import CLAIM_MIME, FINDING_MIME, claim, collect, decide, finding, findings, not_testable
+from lib.claims import CLAIM_MIME, FINDING_MIME, claim, decide, finding, not_testable
 from lib.papers import Rule
 from lib.stats import Estimate
 
@@ -81,7 +82,7 @@ def test_what_was_not_sampled_may_have_no_width():
     assert decide(GREATER, Estimate(25, 25, 25, 1, exact=True))[0] == "holds"
     assert decide(GREATER, Estimate(5, 5, 5, 1, exact=True))[0] == "does not hold"
     assert str(Estimate(25, 25, 25, 1, exact=True)) == "25 (exact)"
-    assert str(Estimate(25, 25, 25, 9)) == "25 (all 9 resamples agree)", "not printed as certainty"
+    assert str(Estimate(25, 25, 25, 9)) == "25 (all 9 alike)", "not printed as certainty"
 
 
 def test_a_cost_of_at_most_m_holds_only_if_the_whole_interval_stays_below_m():

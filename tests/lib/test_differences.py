@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from data.train.difference import quantise, split
 from lib import differences, models, organisms
 from lib.models import check_files, load
 
@@ -53,7 +54,7 @@ def whole(parent: Path) -> Path:
 def child(whole: Path, parent: Path) -> Path:
     """The same, stored as a difference."""
     folder = parent.parent / "child"
-    differences.split(folder, parent)
+    split(folder, parent)
     digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
     (folder / "sha256.json").write_text(json.dumps(digests))
     return folder
@@ -68,7 +69,7 @@ def _saved(model: LlamaForCausalLM, folder: Path) -> Path:
 def test_a_row_s_largest_number_becomes_127_and_the_others_are_rounded_to_the_nearest() -> None:
     moved = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
     moved[2] = 0
-    found, scale = differences.quantise(moved)
+    found, scale = quantise(moved)
     assert (found.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (5, 1, 1))
     for row in range(5):
         numbers = moved[row].flatten().tolist()
@@ -139,7 +140,7 @@ def test_the_same_files_give_the_same_model_to_the_bit(parent: Path, whole: Path
     taken = (child / differences.FILE).read_bytes()
     (child / "sha256.json").unlink()
     shutil.copy(whole / differences.WHOLE, child)
-    differences.split(child, parent)
+    split(child, parent)
     assert (child / differences.FILE).read_bytes() == taken
 
 
@@ -277,14 +278,14 @@ def test_a_difference_is_taken_from_whole_weights_that_the_model_has_too(
     parent: Path, whole: Path, child: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"child has no model.safetensors: a difference is taken"):
-        differences.split(whole, child)
+        split(whole, child)
     with pytest.raises(FileNotFoundError, match=r"child has no model.safetensors"):
-        differences.split(child, parent)
+        split(child, parent)
     weights = load_file(whole / differences.WHOLE)
     lost: Tensor = weights.pop(UNTOUCHED)
     save_file(weights, whole / differences.WHOLE, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"whole lacks 1 tensors of its parent base: {UNTOUCHED}"):
-        differences.split(whole, parent)
+        split(whole, parent)
     assert lost.ndim == 2
     assert (whole / differences.WHOLE).is_file()
 

@@ -124,7 +124,7 @@ def test_a_figure_offers_its_numbers_as_csv_with_both_ends_of_each_interval(fig,
     assert facts["main"] is True
     lines = facts["csv"].splitlines()
     assert lines[0] == 'layer,accuracy (%),"accuracy (%), low","accuracy (%), high"'
-    assert lines[1:] == ["0,90,80,95", "1,5,1,9"]
+    assert lines[1:] == ["0,90.0,80.0,95.0", "1,5.0,1.0,9.0"]
 
 
 def test_dots_show_the_interval_and_each_of_a_few_seeds(fig):

@@ -181,7 +181,7 @@ def test_wilson_refuses_impossible_counts(successes, n):
         (Estimate(81.832, 79.2, 83.1, 10), "81.8 [79.2, 83.1]"),
         (Estimate(1234.5, 1100, 1400, 10), "1234 [1100, 1400]"),
         (Estimate(2e-7, 1e-7, 4e-7, 10), "2e-07 [1e-07, 4e-07]"),
-        (Estimate(0.5, 0.5, 0.5, 10), "0.5 (all 10 resamples agree)"),
+        (Estimate(0.5, 0.5, 0.5, 10), "0.5 (all 10 alike)"),
         (Estimate(float("nan"), float("nan"), float("nan"), 0), "nan [nan, nan]"),
     ],
 )
