@@ -117,6 +117,7 @@ def execute(folder: Path) -> dict[str, Any]:
     if (folder / "excess").exists() and notebook is not None:
         limit = (folder / "excess").read_text()
         status, error = "failed", f"stopped: more than {limit} of output; the rest was cut off"
+        cell = at[0]  # also where the last cell came to its end before its kernel did
         note = nbformat.v4.new_output("stream", name="stderr", text=f"\n[{error}]\n")
         notebook.cells[at[0]].outputs.append(note)
     if status == "passed" and notebook is not None:
