@@ -38,7 +38,7 @@ types: setup ## mypy on lib, data and book
 
 test: lint types ## everything: lint, types, unit tests, chapters at smoke, the site in a browser (BROWSER=skip leaves it out)
 	@$(BIN)/python tests/browser.py
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: setup ## the benchmarks: ratios against named peers
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; PYTHONPATH=tests $(BIN)/python $$script; done

@@ -138,8 +138,8 @@ def _watch(page: Page, visit: Visit) -> None:
     page.on("response", lambda r: visit.missing.append(r.url) if r.status >= 400 else None)
 
 
-def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
-    """Open every page of a site at both widths, and look at it in light and in dark."""
+def tour(browser: Browser, base: str, pages: list[str], judged: set[str]) -> dict[str, Visit]:
+    """Open every page of a site at both widths; axe looks at those to be judged in light and in dark."""
     axe = Axe()
     visits = {name: Visit(name) for name in pages}
     for width in WIDTHS:
@@ -159,7 +159,7 @@ def tour(browser: Browser, base: str, pages: list[str]) -> dict[str, Visit]:
                 visit.seen["height"] = height
             else:
                 visit.overflow = page.evaluate(OVERFLOW)
-            for scheme in SCHEMES:
+            for scheme in SCHEMES if name in judged else ():
                 page.emulate_media(color_scheme=scheme)
                 visit.violations[width, scheme] = [
                     f"{rule['id']}: {node['html'][:160]}"

@@ -5,10 +5,15 @@ import pytest
 
 @pytest.fixture(scope="session")
 def smoke_run():
-    """The report on every chapter at its `smoke` preset, executed once a session (or cached)."""
-    from book.run import batch
+    """The report on every chapter at its `smoke` preset; of two test processes one runs, the other waits."""
+    from filelock import FileLock
 
-    return batch.run(preset="smoke", jobs=2)
+    from book.run import batch
+    from lib import ROOT
+
+    (ROOT / "_build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "_build" / "smoke.lock"):
+        return batch.run(preset="smoke", jobs=2)
 
 
 @pytest.fixture(scope="session")

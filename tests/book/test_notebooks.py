@@ -8,7 +8,7 @@ from book.run import anatomy
 from book.run.collect import collect
 from lib import chapters, papers
 
-pytestmark = [pytest.mark.chapter, pytest.mark.xdist_group("chapters")]
+pytestmark = pytest.mark.chapter
 SLUGS = chapters.slugs()
 
 
