@@ -4,15 +4,13 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def smoke_run():
+def smoke_run(tmp_path_factory):
     """The report on every chapter at its `smoke` preset; of two test processes one runs, the other waits."""
     from filelock import FileLock
 
     from book.run import batch
-    from lib import ROOT
 
-    (ROOT / "_build").mkdir(exist_ok=True)
-    with FileLock(ROOT / "_build" / "smoke.lock"):
+    with FileLock(tmp_path_factory.getbasetemp().parent / "smoke.lock"):  # shared by the processes
         return batch.run(preset="smoke", jobs=2)
 
 

@@ -45,7 +45,7 @@ def build_default(stage: Path, out: Path) -> Path:
 
 def measure(site: Path, pages: list[str]) -> dict[str, browsing.Visit]:
     with browsing.chromium() as browser, browsing.served(site) as base:
-        return browsing.tour(browser, base, pages)
+        return browsing.tour(browser, base, pages, set(pages))
 
 
 def spread(values: list[int]) -> str:
