@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.sets import hallucination as h
-from data.sets import mentioned
+from data.sets.captions import mentioned
 from data.worlds import scene_words, scenes
 
 WORDS = {
