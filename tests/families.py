@@ -5,6 +5,7 @@ Weights are large, so that attention is far from uniform and soft caps bite.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -422,3 +423,14 @@ def eager(subject: Subject) -> Iterator[None]:
     subject.layout.owner.set_attn_implementation("eager")
     yield
     subject.layout.owner.set_attn_implementation(before)
+
+
+TEXTS = ["the cat sees a red star", "where is the dog", "is a blue star left of the cat ?", "dog", "a a a ."]
+TEXTS += [f"the {a} sees the {b}" for a in ("cat", "dog", "star", "red") for b in ("dog", "blue", "star")]
+"""Texts of several lengths in the words of the tiny tokenizer."""
+
+
+def double(family: str) -> Subject:
+    """A tiny checkpoint of its own in float64, with random gains and biases."""
+    shared = subject(family)
+    return Subject(deepcopy(shared.model).double(), shared.processor)

@@ -1,6 +1,5 @@
 """The method cells of notebooks/reef.ipynb: the very code that the reader reads."""
 
-from copy import deepcopy
 from types import SimpleNamespace
 
 import families
@@ -8,32 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from families import TEXTS, double
 from similarity import cka_by_definition
 from torch import Tensor
 
 from data import children
 from data.worlds.grammar import WORDS
 from lib import chapters
-from lib.models import Subject
 
 m = chapters.method("reef")
 DEPTH = 18 / 31
-TEXTS = ["the cat sees a red star", "where is the dog", "is a blue star left of the cat ?", "dog", "a a a ."]
-TEXTS += [f"the {a} sees the {b}" for a in ("cat", "dog", "star", "red") for b in ("dog", "blue", "star")]
-RNG = np.random.default_rng(0)
 TAKEN_APART = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
-
-
-def double(family: str) -> Subject:
-    """A tiny checkpoint of its own in float64, with random gains and biases."""
-    shared = families.subject(family)
-    return Subject(deepcopy(shared.model).double(), shared.processor)
-
-
-@torch.no_grad()
-def logits(subject: Subject, texts: list[str] = TEXTS) -> Tensor:
-    inputs = subject.encode(texts, chat=False)
-    return subject.model(**inputs).logits[inputs["attention_mask"] == 1]
 
 
 def features(*layers: Tensor, prompts: tuple[str, ...] | None = None, model: str = "m") -> object:

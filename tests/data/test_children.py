@@ -1,27 +1,19 @@
 """Children of a model: what is made, and that the parent stays as it is."""
 
-from copy import deepcopy
 from itertools import islice
 
 import families
 import numpy as np
 import pytest
 import torch
+from families import TEXTS, double
 from torch import Tensor
 
 from data import children as m
 from lib.models import Subject
 
-TEXTS = ["the cat sees a red star", "where is the dog", "is a blue star left of the cat ?", "dog", "a a a ."]
-TEXTS += [f"the {a} sees the {b}" for a in ("cat", "dog", "star", "red") for b in ("dog", "blue", "star")]
 RNG = np.random.default_rng(0)
 TAKEN_APART = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
-
-
-def double(family: str) -> Subject:
-    """A tiny checkpoint of its own in float64, with random gains and biases."""
-    shared = families.subject(family)
-    return Subject(deepcopy(shared.model).double(), shared.processor)
 
 
 @torch.no_grad()
