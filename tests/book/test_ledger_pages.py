@@ -148,6 +148,8 @@ def test_the_head_of_a_chapter_is_title_card_findings_figure(page):
     assert names[: names.index("h2")] == ["h1", "paper", "finding", "finding", "finding", "fig-main"]
     assert page.select_one("figure").find_next("p", string="The question.")
     assert page.select_one("#fig-main figcaption").get_text().strip().startswith("Figure 1")
+    described = page.select_one('meta[name="description"]')["content"]
+    assert described == " ".join(PAPER.asks.split())
     assert page.select_one("#fig-main img")["alt"] == MAIN_ALT
 
 
