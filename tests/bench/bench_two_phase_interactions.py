@@ -1,11 +1,11 @@
 """The chapter's transforms and solvers against the ways in which they are usually written.
 
-    python tests/bench_two_phase_interactions.py
+    python tests/bench/bench_two_phase_interactions.py
 
 1. All 2^12 interactions of a batch: butterflies against the textbook's double loop over S and its subsets
    (Python, one input), and against the product with the 2^12 x 2^12 matrix of signs, which public code uses.
-2. The sparsest split at n = 8: all inputs at once by ADMM against a linear programme for each (HiGHS), and
-   against Adam; time an input, and how far above the optimum.
+2. The sparsest split at n = 8: all inputs at once by ADMM, against a linear programme for each (HiGHS); time
+   an input, and how far above the optimum.
 3. The theory's closed form at n = 11: Kronecker filter against the dense solve of theorem 3.
 
 Processor time of one process; the contestants of a round run in an order drawn anew, and ratios are paired.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from chapters.test_two_phase_interactions import linear_programme
 from timing import in_turn
 from torch import Tensor
 
@@ -71,14 +72,13 @@ def splits(n: int = 8, n_inputs: int = 256, few: int = 8) -> None:
     bound = 0.02 * v[:, -1].abs()
 
     def programmes() -> Tensor:
-        solved = [m.linear_programme(a.numpy(), b.item()) for a, b in zip(v[:few], bound[:few], strict=True)]
+        solved = [linear_programme(a.numpy(), b.item()) for a, b in zip(v[:few], bound[:few], strict=True)]
         return torch.stack([m.priced(one) for one in solved])
 
     optimum = programmes()
     ways: dict[str, tuple[Callable[[], Tensor], int]] = {
         "linear programme": (programmes, few),
         "ADMM, 400 steps": (lambda: m.priced(m.sparsest_split(v, bound, 400)[0]), n_inputs),
-        "Adam, 2000 steps": (lambda: m.priced(m.gradient_split(v[:32], bound[:32], 2000)), 32),
     }
     times = in_turn({name: way for name, (way, _) in ways.items()}, 3)
     each = {name: own / ways[name][1] for name, own in times.items()}
