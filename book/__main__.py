@@ -111,19 +111,36 @@ def build(preset: str, jobs: int, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("slug")
+@slugs
 @preset
 @parameter
-@click.option("--name", required=True, help="What sets this run apart, such as n_seeds=3.")
-def record(slug: str, preset: str, parameter: tuple[tuple[str, str], ...], name: str) -> None:
-    """Execute a chapter, or take it from the cache, and keep its claims in data/results/SLUG--NAME.json.
+@click.option("--name", help="What sets this run apart, such as n_seeds=3. [default: seeds, with --seeds]")
+@click.option("--seeds", metavar="S1,S2", help="Keep how the verdicts differ between these values of seed.")
+@jobs
+def record(
+    slugs: tuple[str, ...],
+    preset: str,
+    parameter: tuple[tuple[str, str], ...],
+    name: str | None,
+    seeds: str | None,
+    jobs: int,
+) -> None:
+    """Execute chapters, or take them from the cache, and keep their claims in data/results/SLUG--NAME.json.
 
     \b
     python -m book record d-leaf -p n_seeds 3 --name n_seeds=3
+    python -m book record --seeds 0,1,2 --jobs 2
     """
     from book.run.record import record
+    from book.run.values import split_values
 
-    click.echo(record(slug, name, preset=preset, parameters=_once("-p", parameter)))
+    if not name and not (name := "seeds" if seeds else None):
+        raise click.UsageError("Missing option '--name', which tells this run from others.")
+    given = split_values(seeds) if seeds else None
+    for path in record(
+        list(slugs), name, preset=preset, parameters=_once("-p", parameter), seeds=given, jobs=jobs
+    ):
+        click.echo(path)
 
 
 @main.command()

@@ -69,8 +69,8 @@ class ClaimRecord:
     note: str = ""
     recorded: tuple[RecordedRun, ...] = ()
     """Of larger runs."""
-    seeds: tuple[Verdict, ...] = ()
-    """The verdicts of a recorded sweep over seeds, where there is one."""
+    seeds: tuple[RecordedRun, ...] = ()
+    """Of recorded runs at the chapter's own size that differ in their seed only."""
 
     @property
     def id(self) -> str:
@@ -87,6 +87,11 @@ class ClaimRecord:
         """The verdict of this run or, where it could not tell, of the recorded run that can."""
         decisive = [run.verdict for run in self.recorded if run.verdict != "undecided"]
         return decisive[-1] if self.verdict == "undecided" and decisive else self.verdict
+
+    @property
+    def agree(self) -> int:
+        """How many of the recorded seeds have this run's verdict."""
+        return sum(run.verdict == self.verdict for run in self.seeds)
 
     def quantity(self, estimate: Estimate) -> str:
         """An estimate in the claim's unit."""
@@ -108,12 +113,8 @@ class ClaimRecord:
             made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
             yield "Recorded", f"{value}: {run.verdict}", f"{run.settings} ({made})" if made else run.settings
         if self.seeds:
-            agree = sum(verdict == self.verdict for verdict in self.seeds)
-            yield (
-                "Seeds",
-                f"{agree} of {len(self.seeds)} agree",
-                "runs that differ in `seed` only",
-            )
+            verdicts = [f"{run.settings}: {run.verdict}" for run in self.seeds]
+            yield "Seeds", f"{self.agree} of {len(self.seeds)} agree", "; ".join(verdicts)
 
     def __str__(self) -> str:
         """The row as plain text."""
@@ -294,26 +295,26 @@ def _find(id: str) -> papers.Claim:
 def _recorded(record: ClaimRecord) -> ClaimRecord:
     """Shows a record together with what larger runs, kept in `data/results`, measured for its claim."""
     runs: list[RecordedRun] = []
-    seeds: list[Verdict] = []
+    seeds: list[RecordedRun] = []
     for path in sorted(RESULTS.glob(f"{record.slug}--*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
-        by_id = {stored.get("id") or stored["claim"]["id"]: stored for stored in kept["claims"]}
-        if kept.get("sweep"):  # one entry of verdicts a claim
-            seeds = by_id.get(record.id, {}).get("verdicts", seeds)
-        elif stored := by_id.get(record.id):
+        for run in kept.get("runs", [kept]):
+            by_id = {stored.get("id") or stored["claim"]["id"]: stored for stored in run["claims"]}
+            if not (stored := by_id.get(record.id)):
+                continue
             estimate = _ESTIMATE.validate_python(stored.get("estimate"))
-            null = _ESTIMATE.validate_python(stored.get("null") or stored.get("control"))
+            null = _ESTIMATE.validate_python(stored.get("null"))
             verdict: Verdict = "not testable here"
             if record.claim.rule and estimate:  # decided by the rule as it is now
                 verdict = decide(record.claim.rule, estimate, null if record.claim.null else None)[0]
-            runs.append(
+            (seeds if "runs" in kept else runs).append(
                 RecordedRun(
                     name=path.stem.partition("--")[2],
-                    settings=", ".join(f"{name} = {value}" for name, value in kept["parameters"].items()),
+                    settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
                     estimate=estimate,
                     verdict=verdict,
                     date=kept.get("date", ""),
-                    commit=kept.get("commit", ""),
+                    commit=kept.get("commit") or "",
                     versions=", ".join(f"{name} {v}" for name, v in kept.get("versions", {}).items()),
                 )
             )

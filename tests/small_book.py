@@ -65,7 +65,7 @@ def chapter(
     notebook.cells = [nbformat.v4.new_markdown_cell("# A chapter"), code(SETUP_CELL, "setup", "remove-cell")]
     if parameters is not None:
         notebook.cells.append(code(parameters, "parameters"))
-    notebook.cells.append(code("def double(x):\n    return 2 * x", "method"))
+    notebook.cells.append(code("def double(x):\n    return 2 * x", "method", "core"))
     notebook.cells += [code(cell) if isinstance(cell, str) else cell for cell in cells]
     return notebook
 

@@ -1,6 +1,7 @@
 """The anatomy of a chapter: what `book/authoring.md` asks of a notebook, checked."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -13,6 +14,9 @@ from lib.chapters import SETUP_CELL, code_cells, did_you_mean, parse
 TAGS = {"setup", "parameters", "method", "core", "full-width", "margin", "scroll-output"}
 TAGS |= {"remove-stdout", "remove-stderr"}
 TAGS |= {f"{action}-{part}" for action in ("hide", "remove") for part in ("cell", "input", "output")}
+TITLES = ("set_title", "suptitle")
+SAYING = {"show": ("alt",), "finding": ("holds", "smaller", "fails", "undecided")} | dict.fromkeys(TITLES, ())
+"""Calls -> their arguments that say what came out."""
 REQUIRED = ("model", "seed", "device", "dtype")
 
 
@@ -31,8 +35,7 @@ def check(slug: str, root: Path = ROOT) -> list[str]:
         problems.append(
             "the first code cell is not lib.chapters.SETUP_CELL with the tags setup and remove-cell"
         )
-    if not code_cells(notebook, "method"):
-        problems.append("no cell is tagged 'method'")
+    problems += [f"no cell is tagged {tag!r}" for tag in ("method", "core") if not code_cells(notebook, tag)]
     for i, cell in enumerate(notebook.cells, 1):
         problems += [f"cell {i}: {problem}" for problem in _cell(cell)]
     try:
@@ -54,7 +57,24 @@ def _cell(cell: NotebookNode) -> list[str]:
         if not _is_definition(node):
             line = (ast.get_source_segment(cell.source, node) or "").splitlines()[0]
             problems.append(f"a method cell holds definitions and CONSTANTS only, not: {line}")
-    return problems
+    return problems + [problem for node in body for problem in _typed(node)]
+
+
+def _typed(tree: ast.AST) -> Iterator[str]:
+    """What a run cannot have said: alt texts, titles and findings without a number or name from it."""
+    for node in ast.walk(tree):
+        called = (
+            getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        )
+        if not isinstance(node, ast.Call) or called not in SAYING:
+            continue
+        said = [keyword.value for keyword in node.keywords if keyword.arg in SAYING[called]]
+        for value in said + (node.args[:1] if called in TITLES else []):
+            parts = list(ast.walk(value))
+            texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+            is_made = any(isinstance(part, ast.FormattedValue | ast.Name | ast.Call) for part in parts)
+            if not is_made and not (called == "finding" and any("{" in str(text) for text in texts)):
+                yield f"{called}: {' '.join(map(str, texts))!r} is typed; take what came out from the run"
 
 
 def _is_definition(node: ast.stmt) -> bool:

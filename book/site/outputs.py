@@ -1,6 +1,8 @@
 """What a chapter's cells put out for the site: findings, figures with their numbers; which code is folded."""
 
 import re
+from html import escape
+from typing import Any
 
 from docutils import nodes
 from myst_nb.core import render
@@ -11,6 +13,7 @@ from sphinx.transforms import SphinxTransform
 from book.site.files import place
 from book.site.results import slug_of
 from book.site.templates import template
+from lib import papers
 from lib.claims import BADGES, CLAIM_MIME, FINDING_MIME
 from lib.plots import FIGURE_MIME
 
@@ -152,6 +155,14 @@ def number_by_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return []
 
 
+def describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
+    """Let search engines and shared links show the paper's question, not what a page begins with."""
+    if slug := slug_of(page):
+        asks = " ".join(papers.read(slug).asks.split())
+        context["metatags"] += f'<meta name="description" content="{escape(asks)}">'
+        context["meta"] = (context["meta"] or {}) | {"og:description": asks}
+
+
 def setup(app: Sphinx) -> None:
     # MyST-NB looks for such renderers among the entry points of installed packages; this one is the book's.
     installed = render.load_mime_renders()
@@ -160,3 +171,4 @@ def setup(app: Sphinx) -> None:
         app.add_transform(transform)
     app.connect("env-get-updated", number_by_page, priority=900)
     app.connect("doctree-resolved", offer_numbers)
+    app.connect("html-page-context", describe, priority=400)  # before the extension that describes others

@@ -80,6 +80,12 @@ class Chapter:
     """The figure that tells the finding, or else the first: `alt` and the PNG in base 64 as `png`."""
 
 
+    @property
+    def counted(self) -> Counter[str]:
+        """How many of the rows have each verdict."""
+        return Counter(row.verdict for row in self.rows)
+
+
 def slug_of(docname: str) -> str:
     return docname.removeprefix(CHAPTERS) if docname.startswith(CHAPTERS) else ""
 

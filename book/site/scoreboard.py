@@ -30,6 +30,7 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
         badges=claims.BADGES,
         whose=WHOSE,
         counted={by: counts(rows, by) for by in WHOSE},
+        seeds=seeds(rows),
         files=files,
     )
 
@@ -37,6 +38,16 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
 def by_area() -> list[papers.Paper]:
     """All papers, in the order of the areas."""
     return sorted(papers.all_papers(), key=lambda paper: papers.AREAS.index(paper.area))
+
+
+def seeds(rows: list[Row]) -> dict[str, Any]:
+    """Over recorded seeds: how many rows were `tried`, which `changed`, how many of these changed `sides`."""
+    verdicts = [(row, {run.verdict for run in row.record.seeds}) for row in rows if row.record]
+    tried = [(row, found) for row, found in verdicts if found - {"not testable here"}]
+    sides = sum(
+        "does not hold" in found and len({*found} & {"holds", "holds, smaller"}) > 0 for _, found in tried
+    )
+    return {"tried": len(tried), "changed": [row for row, found in tried if len(found) > 1], "sides": sides}
 
 
 def record(entry: Chapter, row: Row) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def as_csv(records: list[dict[str, Any]]) -> str:
     header = ["chapter", "area", *facts, "verdict", "decided", "n", *estimates, "seeds that agree", "seeds"]
     writer.writerow(header)
     for one in records:
-        seeds = one.get("seeds", [])
+        seeds = [run["verdict"] for run in one.get("seeds", [])]
         writer.writerow(
             [one["chapter"], one["area"]]
             + [one["claim"][key] for key in facts]

@@ -59,6 +59,10 @@ def figure(name, **more):
 
 def notebook():
     recorded = claims.RecordedRun("large", "n = 9", Estimate(2, 1, 3, 9), "holds")
+    seeds = tuple(
+        claims.RecordedRun("seeds", f"seed = {n}", None, verdict)
+        for n, verdict in enumerate(("undecided", "holds"))
+    )
     code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
     return nbformat.v4.new_notebook(
         metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}},
@@ -75,7 +79,7 @@ def notebook():
             code(
                 "claim(1)",
                 outputs=[
-                    record(1, "undecided", recorded=(recorded,), seeds=("undecided", "holds")),
+                    record(1, "undecided", recorded=(recorded,), seeds=seeds),
                     finding(1, "undecided"),
                 ],
             ),
@@ -144,6 +148,8 @@ def test_the_head_of_a_chapter_is_title_card_findings_figure(page):
     assert names[: names.index("h2")] == ["h1", "paper", "finding", "finding", "finding", "fig-main"]
     assert page.select_one("figure").find_next("p", string="The question.")
     assert page.select_one("#fig-main figcaption").get_text().strip().startswith("Figure 1")
+    described = page.select_one('meta[name="description"]')["content"]
+    assert described == " ".join(PAPER.asks.split())
     assert page.select_one("#fig-main img")["alt"] == MAIN_ALT
 
 
@@ -202,6 +208,10 @@ def test_the_scoreboard_has_a_row_for_each_claim_grouped_by_paper(site):
     assert cells["This run"].startswith("1.00 [0.50, 1.50]")
     assert cells["Recorded"].startswith("2.0 [1.0, 3.0]")
     assert cells["Seeds"] == "1 of 2 agree"
+    assert "1 of 1 claims" in " ".join(board.select_one(".seeds summary").get_text().split())
+    (changed,) = board.select(".seeds li")
+    assert changed.a["href"] == f"../notebooks/{SLUG}.html#claim-{SLUG}-2"
+    assert "seed = 0: undecided; seed = 1: holds" in changed.get_text()
     assert cells["Verdict"] == "✓ holds by a recorded run; this run: undecided"
     assert [rows[i]["data-verdict"] for i in range(5)] == ["holds", "holds", *VERDICTS[3:0:-2], "no result"]
     assert {row["data-verdict"] for row in board.select("tr.planned")} == {"planned"}

@@ -76,6 +76,7 @@ def test_the_exit_status_tells_whether_every_chapter_is_there(given, capsys, out
         (["run", "no-such-chapter"], "error: no chapter 'no-such-chapter'"),
         (["run", "--preset", "no-such-preset"], "no preset 'no-such-preset'"),
         (["record", "lambda-vit"], "Missing option '--name'"),
+        (["record", "lambda-vit", "--seeds", "x"], "seed='x': expected int"),
         (["record", "lambda-vit", "--name", "a/b"], "--name 'a/b': expected letters"),
         (["claims", "--preset", "no-such-preset"], "python -m book run --preset no-such-preset"),
         (["rum"], "No such command 'rum'"),
@@ -126,20 +127,20 @@ def test_claims_prints_the_ledger_of_the_executed_chapters_without_sweeps(monkey
 def test_record_keeps_what_a_run_has_measured(tmp_path, monkeypatch):
     root = build(tmp_path, a=chapter("print(1)"), bad=chapter("1 / 0"))
     monkeypatch.setattr(recording, "collect", lambda path: [RECORD])
-    path = recording.record("a", "seed=3", preset="smoke", parameters={"seed": "3"}, root=root)
+    (path,) = recording.record(["a"], "seed=3", preset="smoke", parameters={"seed": "3"}, root=root)
     assert path == root / "data/results/a--seed=3.json"
     kept = json.loads(path.read_text())
     assert kept["parameters"] == {"n_examples": 2, "seed": 3}  # what is not the default
     assert {"slug", "preset", "versions", "commit", "machine", "seconds", "date", "claims"} < set(kept)
     assert [record["claim"]["id"] for record in kept["claims"]] == ["a.1"]
     with pytest.raises(RuntimeError, match="bad failed, nothing is recorded"):
-        recording.record("bad", "x", root=root)
+        recording.record(["bad"], "x", root=root)
     (root / "data/results/a--mine.json").write_text("by hand")
     with pytest.raises(ValueError, match=r"a--mine\.json"):
-        recording.record("a", "mine", root=root)
+        recording.record(["a"], "mine", root=root)
     monkeypatch.setattr(recording, "collect", lambda path: [])
     with pytest.raises(RuntimeError, match="a has recorded no claim"):
-        recording.record("a", "x", root=root)
+        recording.record(["a"], "x", root=root)
     assert sorted(p.name for p in (root / "data/results").iterdir()) == ["a--mine.json", "a--seed=3.json"]
 
 
@@ -227,3 +228,16 @@ def test_output_survives_a_terminal_that_knows_ascii_only(tmp_path):
     assert "ValueError: \\xe9t\\xe9 \\u2192 [x]" in done.stderr
     assert "1 failed in" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_record_keeps_runs_with_several_seeds_side_by_side_and_loses_none_to_another_chapters_fault(
+    tmp_path, monkeypatch
+):
+    root = build(tmp_path, a=chapter("print(1)"), bad=chapter("1 / 0"))
+    monkeypatch.setattr(recording, "collect", lambda path: [RECORD])
+    with pytest.raises(RuntimeError, match="bad--seed=0 failed, nothing is recorded"):
+        recording.record([], "seeds", seeds=["0", "5"], root=root)
+    kept = json.loads((root / "data/results/a--seeds.json").read_text())
+    assert [run["parameters"] for run in kept["runs"]] == [{"seed": 0}, {"seed": 5}]
+    assert kept["runs"][1]["claims"] == [{"id": "a.1", "estimate": None, "null": None}]
+    assert [path.name for path in (root / "data/results").iterdir()] == ["a--seeds.json"]

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from book.run import anatomy
-from book.run.collect import collect
+from book.run.collect import collect, findings
+from book.site import results
 from lib import chapters, papers
 
 pytestmark = pytest.mark.chapter
@@ -19,14 +20,20 @@ def test_the_written_papers_are_the_chapters():
 @pytest.mark.parametrize("slug", SLUGS)
 def test_chapter_has_the_anatomy(slug):
     assert anatomy.check(slug) == []
+    assert vars(chapters.method(slug))
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_chapter_runs_at_smoke_and_decides_every_claim(slug, smoke_run):
+def test_chapter_runs_at_smoke_decides_every_claim_and_says_what_was_found(slug, smoke_run):
     result = next(result for result in smoke_run.results if result.slug == slug)
     assert result.status in {"passed", "cached"}, result.error
     recorded = [record.id for record in collect(result.notebook)]
     assert sorted(recorded) == sorted(claim.id for claim in papers.read(slug).claims)
+    found = findings(result.notebook)
+    assert 2 <= len(found) <= 3, "the findings at the head of the page"
+    assert len({one["text"] for one in found}) == len(found)
+    pictures = results.executed(result.notebook)[2]
+    assert pictures["main"], "the figure at the head of the page"
 
 
 def test_figures_are_named_once_in_the_book():

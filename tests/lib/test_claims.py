@@ -272,20 +272,23 @@ def test_a_row_shows_what_recorded_runs_found_and_how_many_seeds_agree(tmp_path,
     large = claim("some-paper.1", Estimate(30, 25, 35, 99), null=null).to_json()
     run = {"parameters": {"n_steps": 500}, "date": "2026-01-02", "commit": "abcdef012345", "claims": [large]}
     (tmp_path / "some-paper--long.json").write_text(json.dumps(run))
-    sweep = {"sweep": "seed", "claims": [{"id": "some-paper.1", "verdicts": ["undecided", "holds"]}]}
-    (tmp_path / "some-paper--seeds.json").write_text(json.dumps(sweep))
+    by_seed = [
+        {"parameters": {"seed": n}, "claims": [{"id": "some-paper.1", "estimate": vars(e), "null": None}]}
+        for n, e in enumerate((wide, Estimate(30, 25, 35, 99)))
+    ]
+    (tmp_path / "some-paper--seeds.json").write_text(json.dumps({"runs": by_seed}))
     record = claim("some-paper.1", wide, null=null)
     assert (record.verdict, record.decided) == ("undecided", "holds"), "the recorded run can tell"
     for part in ("30.0 [25.0, 35.0] points: holds", "n_steps = 500 (2026-01-02, abcdef0)", "1 of 2 agree"):
         assert part in str(record)
+    assert "seed = 0: undecided; seed = 1: holds" in str(record)
     assert not claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9)).recorded
 
 
 def test_a_recorded_run_is_decided_by_the_rule_as_it_is_now(tmp_path, monkeypatch):
-    """Files of the first edition have flat records, with a verdict by the rules of that time."""
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
     stored = {"value": 12.0, "low": 4.0, "high": 30.0, "n": 9, "confidence": 0.95}
-    old = {"id": "some-paper.1", "verdict": "does not hold", "estimate": stored, "control": None}
+    old = {"id": "some-paper.1", "verdict": "does not hold", "estimate": stored}
     (tmp_path / "some-paper--x.json").write_text(json.dumps({"parameters": {}, "claims": [old]}))
     record = claim("some-paper.1", GOOD, null=GOOD)
     assert [run.verdict for run in record.recorded] == ["undecided"]

@@ -80,30 +80,47 @@ if (links.size) {
   follow();
 }
 
-// Filters of a table: every select names a data attribute of the rows; a group without a row left is hidden,
-// and so is what is only planned, until something is looked for.
+// Filters of a table: every select names a data attribute of the rows. Until something is looked for, groups
+// are folded, and what is only planned is hidden.
 for (const form of document.querySelectorAll("form.filter")) {
   form.hidden = false;
-  const rows = [...document.querySelectorAll(`#${form.dataset.table} tbody tr:not(.group)`)];
+  const groups = [...document.querySelectorAll(`#${form.dataset.table} tbody`)].map((body) => ({
+    body,
+    fold: body.querySelector(".fold"),
+    rows: [...body.querySelectorAll("tr:not(.group)")],
+  }));
+  const total = groups.reduce((sum, group) => sum + group.rows.length, 0);
   const count = form.querySelector("[role=status]");
   const apply = () => {
     const words = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
     const choices = [...form.querySelectorAll("select")].filter((select) => select.value);
+    const searching = choices.length + words.length > 0;
     let shown = 0;
-    for (const row of rows) {
-      const text = `${row.textContent} ${row.dataset.words}`.toLowerCase();
-      const fits = choices.every((choice) => row.dataset[choice.name] === choice.value) && words.every((word) => text.includes(word));
-      row.hidden = !fits || (row.classList.contains("planned") && !choices.length && !words.length);
-      shown += !row.hidden;
+    for (const { body, fold, rows } of groups) {
+      const isOpen = searching || fold.getAttribute("aria-expanded") === "true";
+      let fitting = 0;
+      for (const row of rows) {
+        const text = `${row.textContent} ${row.dataset.words}`.toLowerCase();
+        const fits = (searching || !row.classList.contains("planned")) &&
+          choices.every((choice) => row.dataset[choice.name] === choice.value) && words.every((word) => text.includes(word));
+        row.hidden = !fits || !isOpen;
+        fitting += fits;
+      }
+      fold.hidden = searching;
+      body.hidden = !fitting;
+      shown += fitting;
     }
-    for (const body of document.querySelectorAll(`#${form.dataset.table} tbody`)) {
-      body.hidden = !body.querySelector("tr:not(.group, [hidden])");
-    }
-    count.textContent = `${shown} of ${rows.length} claims`;
+    count.textContent = `${shown} of ${total} claims`;
     markScrollers();
   };
+  const open = (state, those = groups) => {
+    for (const { fold } of those) fold.setAttribute("aria-expanded", state);
+    apply();
+  };
+  for (const group of groups) group.fold.addEventListener("click", () => open(group.fold.getAttribute("aria-expanded") !== "true", [group]));
+  form.elements.open.addEventListener("click", () => open(true));
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(apply));
-  apply();
+  form.addEventListener("reset", () => setTimeout(() => open(false)));
+  open(false);
 }
