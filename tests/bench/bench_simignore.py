@@ -1,18 +1,17 @@
 """What it saves to ignore image tokens: by an attention mask against taking them out of the sequence.
 
 Run as `python tests/bench_simignore.py`. The same batch of questions with the same tokens ignored, at the
-organism's size and at one with as many image tokens as LLaVA-1.5 has; logits agree (the gap is printed). CPU
-time of one thread; all variants take turns in each round.
+organism's size and at one with as many image tokens as LLaVA-1.5 has; logits agree (the gap is printed). One
+thread; all variants take turns in each round.
 """
 
-import statistics
-
 import families
+import numpy as np
 import torch
 
 from lib import chapters
-from lib.hooks import capture
 from lib.models import Subject
+from lib.timing import in_rounds
 
 m = chapters.method("simignore")
 ROUNDS = 5
@@ -32,7 +31,7 @@ def questions(subject: Subject, n: int, n_image: int) -> object:
 
 @torch.no_grad()
 def compare(subject: Subject, prompts: object) -> None:
-    """Print one line each for Simignore at two shares, and for FastV."""
+    """Print one line each for Simignore at two shares."""
     n, n_image = prompts.image.shape
     order = torch.rand(n, n_image, generator=torch.Generator().manual_seed(2)).argsort(1)
     for share in (0.25, 0.75):
@@ -47,26 +46,14 @@ def compare(subject: Subject, prompts: object) -> None:
             },
         )
 
-    def pruned(remove: bool) -> torch.Tensor:
-        with m.fastv(subject, prompts, layer=2, keep=n_image // 4, remove=remove):
-            return m.logits(subject, prompts)
-
-    def watched() -> torch.Tensor:
-        with capture(subject, "pattern", layers=1, positions=-1):
-            return m.logits(subject, prompts)
-
-    variants = {"nothing": watched, "masked": lambda: pruned(False), "taken out": lambda: pruned(True)}
-    report(f"{n_image} image tokens, FastV keeps 25 %", subject, variants)
-
 
 def report(title: str, subject: Subject, variants: dict) -> None:
     """One line: seconds of a batch with nothing done, and ratios, medians over rounds."""
-    seconds = statistics.median(m.seconds(subject, variants["nothing"]) for _ in range(3))
-    ratios = m.time_ratios(subject, variants, ROUNDS)
-    masked, out = (statistics.median(ratios[name]) for name in ("masked", "taken out"))
-    against = statistics.median(ratios["taken out"] / ratios["masked"])
+    seconds = in_rounds(variants, ROUNDS)
+    nothing, masked, out = (float(np.median(x)) for x in seconds.values())
     gap = float((variants["masked"]() - variants["taken out"]()).abs().max())
-    print(f"{title:36}{seconds:>7.3f} s{masked:>10.2f}{out:>11.2f}{against:>12.2f}{gap:>9.0e}", flush=True)
+    ratios = f"{masked / nothing:>10.2f}{out / nothing:>11.2f}{out / masked:>12.2f}"
+    print(f"{title:36}{nothing:>7.3f} s{ratios}{gap:>9.0e}", flush=True)
 
 
 if __name__ == "__main__":
