@@ -79,7 +79,6 @@ class Chapter:
     picture: dict[str, Any] | None = None
     """The figure that tells the finding, or else the first: `alt` and the PNG in base 64 as `png`."""
 
-
     @property
     def counted(self) -> Counter[str]:
         """How many of the rows have each verdict."""
