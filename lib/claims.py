@@ -27,6 +27,8 @@ FINDING_MIME = "application/vnd.worked-papers.finding+json"
 RESULTS = ROOT / "data" / "results"
 """Recorded runs: larger ones than a reader waits for, and sweeps over seeds. `python -m book record` writes
 them."""
+SHOWN = ("python", "torch", "transformers")
+"""The versions that a row shows of a recorded run; the file has all."""
 
 Verdict = Literal["holds", "holds, smaller", "undecided", "does not hold", "not testable here"]
 
@@ -113,8 +115,10 @@ class ClaimRecord:
             made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
             yield "Recorded", f"{value}: {run.verdict}", f"{run.settings} ({made})" if made else run.settings
         if self.seeds:
-            verdicts = [f"{run.settings}: {run.verdict}" for run in self.seeds]
-            yield "Seeds", f"{self.agree} of {len(self.seeds)} agree", "; ".join(verdicts)
+            told = [f"{run.settings}: {run.verdict}" for run in self.seeds]
+            if self.agree == len(self.seeds):
+                told = [run.settings for run in self.seeds]
+            yield "Seeds", f"{self.agree} of {len(self.seeds)} agree", "; ".join(told)
 
     def __str__(self) -> str:
         """The row as plain text."""
@@ -298,6 +302,7 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
     seeds: list[RecordedRun] = []
     for path in sorted(RESULTS.glob(f"{record.slug}--*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
+        versions = kept.get("versions", {})
         for run in kept.get("runs", [kept]):
             by_id = {stored.get("id") or stored["claim"]["id"]: stored for stored in run["claims"]}
             if not (stored := by_id.get(record.id)):
@@ -315,7 +320,7 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
                     verdict=verdict,
                     date=kept.get("date", ""),
                     commit=kept.get("commit") or "",
-                    versions=", ".join(f"{name} {v}" for name, v in kept.get("versions", {}).items()),
+                    versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
                 )
             )
     shown = ClaimRecord(**{**vars(record), "recorded": tuple(runs), "seeds": tuple(seeds)})
