@@ -216,7 +216,8 @@ def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tupl
     """The verdict on an estimate, and the reason in words. Not knowing is not refuting.
 
     An interval that contains the rule's null decides nothing, unless it excludes the claimed size: then an
-    effect as large as claimed is ruled out.
+    effect as large as claimed is ruled out. A null run shows the same effect if its whole interval is on the
+    claimed side, and it reaches the estimate's interval or the claimed size.
     """
     sign, claimed, other = (1, "above", "below") if rule.direction == "greater" else (-1, "below", "above")
     low, high = sorted((sign * (estimate.low - rule.null), sign * (estimate.high - rule.null)))
@@ -239,8 +240,11 @@ def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tupl
             f"{'seeds' if estimate.values else 'examples'}, or a recorded run of a larger size, would decide"
         )
     whole = f"the whole interval is {claimed} {rule.null:g}"
-    if null and sign * (min if sign > 0 else max)(null.low, null.high) > sign * rule.null:
-        return "does not hold", f"{whole}, but so is the null run's"
+    if null:
+        near, far = sorted((sign * (null.low - rule.null), sign * (null.high - rule.null)))
+        if near > 0 and (far >= low or sign * (null.value - rule.size) >= 0):
+            return "does not hold", f"{whole}, but so is the null run's"
+        whole += " and beyond the null run's, which is there too" if near > 0 else ""
     if sign * (estimate.value - rule.size) < 0:
         return "holds, smaller", f"{whole}, but the value falls short of {rule.size:g}"
     return "holds", whole + (f", and the value reaches {rule.size:g}" if size else "")
