@@ -25,6 +25,7 @@ FOLDER = ROOT / "data" / "papers"
 Area = Literal["understanding", "failure", "steering", "safety", "efficiency"]
 AREAS: tuple[Area, ...] = get_args(Area)
 PRESETS = ("smoke", "organism", "gpu")
+Preset = Literal["smoke", "organism", "gpu", "colab", "real", "untrained"]
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Scalar = bool | int | float | str | None
@@ -114,7 +115,7 @@ class Paper(_Facts):
     finds: Text
     organisms: list[Text]
     models: list[Text]
-    presets: dict[Literal["smoke", "organism", "gpu"], dict[str, Scalar | list[Scalar]]]
+    presets: dict[Preset, dict[str, Scalar | list[Scalar]]]
     claims: list[Claim] = Field(min_length=1)
 
     @model_validator(mode="after")
