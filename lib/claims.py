@@ -164,6 +164,7 @@ def claim(
     null: Estimate | None = None,
     contrast: Estimate | None = None,
     note: str = "",
+    untestable: str = "",
 ) -> ClaimRecord:
     """Record what this run measured for a claim; show the verdict that the claim's rule gives (`decide`).
 
@@ -173,6 +174,8 @@ def claim(
         null: the same statistic where the effect must be absent, of a run that could show it all the same.
         contrast: the same statistic of something else; shown, and without a say in the verdict.
         note: what the reader should know about this number.
+        untestable: why the numbers of this run cannot decide the claim, such as `task_not_done`; the row is
+            then `not_testable` for that reason, and says what was measured.
 
     Raises:
         LookupError: no such claim.
@@ -181,6 +184,9 @@ def claim(
             `data/papers` announces.
     """
     facts = _find(id)
+    if untestable:
+        measured = f"It measured {estimate} {facts.unit or ''}".rstrip()
+        return not_testable(id, f"{untestable} {measured}.", note)
     for role, given in (("estimate", estimate), ("null", null), ("contrast", contrast)):
         announced = role == "estimate" or getattr(facts, role) is not None
         if announced != (given is not None) and role != "estimate":
@@ -210,6 +216,18 @@ def not_testable(id: str, reason: str = "", note: str = "") -> ClaimRecord:
     if not (reason or facts.reason):
         raise ValueError(f"{id}: say why it cannot be tested (reason=...)")
     return _recorded(ClaimRecord(facts, "not testable here", reason or facts.reason or "", note=note))
+
+
+def task_not_done(accuracy: Estimate, chance: float) -> str:
+    """Why nothing can be said about how a model does a task: its accuracy may be chance. Else an empty text.
+
+    Args:
+        accuracy: with its interval over the task's examples, or over networks.
+        chance: what guessing gives, in the same unit.
+    """
+    if accuracy.low > chance:
+        return ""
+    return f"Task not done on this model: an accuracy of {accuracy}, where guessing gives {chance:.3g}."
 
 
 def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tuple[Verdict, str]:

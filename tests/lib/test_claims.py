@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from book.run.collect import collect, findings
 from lib import claims, papers
-from lib.claims import CLAIM_MIME, FINDING_MIME, claim, decide, finding, not_testable
+from lib.claims import CLAIM_MIME, FINDING_MIME, claim, decide, finding, not_testable, task_not_done
 from lib.papers import Rule
 from lib.stats import Estimate
 
@@ -143,6 +143,18 @@ def test_what_cannot_be_tested_takes_its_reason_from_the_call_or_from_the_papers
 
 
 GOOD = Estimate(25, 15, 35, 9)
+
+
+def test_a_task_is_not_done_unless_the_whole_interval_of_its_accuracy_is_above_chance(capsys):
+    assert task_not_done(Estimate(60, 51, 69, 90), chance=50) == ""
+    reason = task_not_done(Estimate(60, 50, 70, 90), chance=50)
+    assert reason.startswith("Task not done on this model: ")
+    row = claim("some-paper.1", GOOD, null=Estimate(0, -2, 2, 9), untestable=reason)
+    assert (row.verdict, row.estimate) == ("not testable here", None)
+    assert row.reason == f"{reason} It measured 25 [15, 35] points."
+    assert claim("some-paper.1", GOOD, null=Estimate(0, -2, 2, 9), untestable="").verdict == "holds"
+
+
 NAN = float("nan")
 
 
