@@ -11,6 +11,7 @@ For example:
 import difflib
 import importlib.util
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     quantization: Literal["8bit", "4bit"] | None = None,
+    untrained: bool = False,
 ) -> Subject:
     """Loads a model: an organism of this book, a local folder, or a model of the Hugging Face hub.
 
@@ -147,6 +149,8 @@ def load(
         dtype: "auto" is the checkpoint's own on a GPU, and float32 on a CPU.
         device: "auto" is a GPU if there is one (all of them, for a model that needs it), else the CPU.
         quantization: load the weights in 8 or 4 bits; needs the package bitsandbytes, and is slow on a CPU.
+        untrained: load the model's untrained twin, which has learned nothing and is of the same scale: its
+            weights are shuffled (`shuffle_weights`), in an order that the folder's name decides.
 
     Returns:
         The model in evaluation mode, with its tokenizer or processor.
@@ -157,11 +161,16 @@ def load(
         PermissionError: the hub wants an accepted licence or a login for this model.
         LookupError: the hub has no such model; or its architecture is unknown.
         ValueError: the weights are damaged, incomplete, a pickle, or the difference from another version of
-            their parent.
+            their parent; or a quantized model is asked for its twin.
         ImportError: bitsandbytes is needed and missing.
     """
     folder = _folder(name)
     config = _config(folder)
+    if untrained and (quantization or getattr(config, "quantization_config", None)):
+        raise ValueError(
+            f"{name}: untrained=True shuffles the weights, and quantized ones are stored in blocks that "
+            "share a scale: load it with quantization=None, from weights that are not quantized"
+        )
     check_files(folder)
     if device == "auto":
         n_gpus = torch.cuda.device_count()
@@ -193,7 +202,35 @@ def load(
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     model.name_or_path = model.config.name_or_path = str(folder)
+    if untrained:
+        shuffle_weights(model, seed=zlib.crc32(folder.name.encode()))
     return Subject(model.eval(), _processor(folder, config))
+
+
+@torch.no_grad()
+def shuffle_weights(model: PreTrainedModel, seed: int = 0) -> None:
+    """Makes a model its untrained twin, in place: the entries of each trained tensor change places at random.
+
+    A claim that "holds" on the twin as well says something about the architecture or the pipeline, and
+    nothing about what was learned. As in the randomisation test of Adebayo et al. (2018,
+    arXiv:1810.03292) all of the model's weights go; each tensor keeps its distribution, not only the
+    variance that Heap et al. (2025, arXiv:2501.17727) match: a freshly initialised network would differ
+    in scale too, which many statistics notice. Tensors that are not trained, and buffers, stay.
+
+    Args:
+        model: any model whose weights are floating-point numbers; tied weights stay tied.
+        seed: of the orders, one for each tensor.
+
+    Raises:
+        ValueError: some weights are not in memory, as when a model is larger than the GPUs.
+    """
+    if any(weights.is_meta for weights in model.parameters()):
+        raise ValueError("weights that are offloaded cannot be shuffled: load the model where all of it fits")
+    order = torch.Generator().manual_seed(seed)
+    for weights in model.parameters():
+        if weights.requires_grad:
+            places = torch.randperm(weights.numel(), generator=order).to(weights.device)
+            weights.copy_(weights.flatten()[places].view_as(weights))
 
 
 def _folder(name: str | Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 import transformers as hf
 from families import ALL, LANGUAGE, PROMPTS, VISION_LANGUAGE, checkpoint, inputs, picture, subject
 
+from data.worlds.digits import digits
 from lib import models, organisms
 from lib.models import Subject, load
 
@@ -476,6 +477,72 @@ def test_quantization_needs_bitsandbytes_and_a_known_word(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="quantization='4bit' needs bitsandbytes; install it: pip install"):
         load(folder, quantization="4bit")
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_an_untrained_twin_has_each_tensors_entries_in_another_order(family):
+    trained, twin = subject(family).model, load(checkpoint(family), untrained=True).model
+    assert twin.config.to_dict() == trained.config.to_dict()
+    theirs = dict(trained.named_parameters())
+    for name, tensor in twin.named_parameters():
+        ours, original = tensor.detach().numpy(), theirs[name].detach().numpy()
+        assert np.array_equal(np.sort(ours, axis=None), np.sort(original, axis=None)), name
+        if len(np.unique(original)) > 10:  # not a layer norm as it was initialised
+            assert abs(np.corrcoef(ours.ravel(), original.ravel())[0, 1]) < 0.9, name
+    again = load(checkpoint(family), untrained=True).model
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), again.parameters(), strict=True))
+    assert (twin.get_output_embeddings() is None) or (
+        (twin.get_output_embeddings().weight is twin.get_input_embeddings().weight)
+        == (trained.get_output_embeddings().weight is trained.get_input_embeddings().weight)
+    )
+
+
+def test_an_untrained_twin_answers_otherwise_and_reads_the_same_tokens():
+    trained, twin = load("ioi-gpt"), load("ioi-gpt", untrained=True)
+    batch = torch.arange(12).view(2, 6)
+    assert trained.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
+    assert not torch.allclose(trained.model(batch).logits, twin.model(batch).logits, atol=1.0)
+
+
+def test_the_order_is_the_seeds_and_the_folders():
+    copies = [hf.GPT2LMHeadModel(subject("gpt2").model.config) for _ in range(3)]
+    for copy, seed in zip(copies, (1, 1, 2), strict=True):
+        copy.load_state_dict(subject("gpt2").model.state_dict())
+        models.shuffle_weights(copy, seed)
+    first, same, other = (copy.transformer.h[0].mlp.c_fc.weight for copy in copies)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    # A child that stands as a difference from its parent is not left near it.
+    child, parent = (load(name, untrained=True).model for name in ("scenes-vlm-joint", "scenes-vlm"))
+    near = [load(name).model for name in ("scenes-vlm-joint", "scenes-vlm")]
+    weights = [m.model.vision_tower.encoder.layers[0].mlp.fc1.weight.ravel() for m in (child, parent, *near)]
+    assert abs(torch.corrcoef(torch.stack(weights[:2]))[0, 1]) < 0.05
+
+
+def test_an_untrained_twin_does_not_do_the_task():
+    test = digits("test")
+    for name in organisms.seeds_of("digits-vit"):
+        right = {}
+        for untrained in (False, True):
+            vit = load(name, untrained=untrained)
+            pixels = vit.encode(images=list(test.images))["pixel_values"]
+            right[untrained] = (vit.model(pixels).logits.argmax(-1).numpy() == test.labels).mean()
+        assert right[False] > 0.9
+        assert right[True] < 0.25  # of ten classes
+
+
+def test_what_has_no_untrained_twin(folder):
+    with pytest.raises(ValueError, match=r"untrained=True shuffles the weights.*quantization=None"):
+        load(folder, untrained=True, quantization="4bit")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="weights that are not quantized"):
+        load(folder, untrained=True)
+    with torch.device("meta"):
+        away = hf.GPT2LMHeadModel(subject("gpt2").model.config)
+    with pytest.raises(ValueError, match="offloaded cannot be shuffled"):
+        models.shuffle_weights(away)
 
 
 def test_a_small_model_is_loaded_without_a_progress_bar(folder, capsys):
