@@ -27,7 +27,7 @@ FINDING_MIME = "application/vnd.worked-papers.finding+json"
 RESULTS = ROOT / "data" / "results"
 """Recorded runs: larger ones than a reader waits for, and sweeps over seeds. `python -m book record` writes
 them."""
-SHOWN = ("python", "torch", "transformers")
+SHOWN = ("python", "torch", "transformers", "smollm2")
 """The versions that a row shows of a recorded run; the file has all."""
 
 Verdict = Literal["holds", "holds, smaller", "undecided", "does not hold", "not testable here"]

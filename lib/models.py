@@ -40,7 +40,7 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from lib import differences, organisms
+from lib import differences, organisms, packaged
 from lib.checks import withhold_contradictions
 from lib.encode import Images, Picture, Spans, Text, encode, spans
 from lib.sites import Layout, towers
@@ -141,7 +141,8 @@ def load(
     """Loads a model: an organism of this book, a local folder, or a model of the Hugging Face hub.
 
     `name` is taken for, in this order: an organism, if `data/models` has a folder of that name; a local
-    folder, if there is one or if it starts with `.`, `/` or `~`; a hub id.
+    folder, if there is one or if it starts with `.`, `/` or `~`; a model that a package carries
+    (`lib.packaged`: "smollm2"); a hub id.
     Weights are read from safetensors only, and no code that comes with a model is ever run.
 
     Args:
@@ -241,6 +242,8 @@ def _folder(name: str | Path) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         return path
+    if text in packaged.MODELS:
+        return packaged.folder(text, from_hub=_folder)
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise FileNotFoundError(f"no folder {path} (a model is an organism, an existing folder, or a hub id)")
     close = difflib.get_close_matches(text, organisms.shipped(), n=3)
@@ -341,7 +344,8 @@ def _check_folder(folder: Path) -> dict[str, str]:
             raise FileNotFoundError(f"{folder} lacks {file}, which its sha256.json lists")
         if differences.sha256(path) != expected:
             raise ValueError(
-                f"{path} is not the published file (its sha256 differs from sha256.json): fetch it again"
+                f"{path} is not the published file (its sha256 differs from sha256.json): delete it and "
+                "fetch it again"
             )
     return published
 

@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 
 from lib import chapters
 from lib.organisms import split_name
+from lib.packaged import MODELS
 
 FLOORS = ("lib", "data")
 """The packages that a chapter may import from the repository."""
@@ -76,6 +77,7 @@ def manifest(slug: str, parameters: dict[str, Any], root: Path) -> dict[str, str
             found[f"package {package}"] = package_version(package)
     found |= {label: piece.digest for label, piece in code.items() if label != "code"}
     given = _strings(list(parameters.values()))
+    found |= {f"package {name}": MODELS[name].source for name in given & MODELS.keys()}
     # Shell lines and the like name files too. Folders that code names are parts of longer paths.
     said = code["code"].strings
     words = said | {word for text in said for word in re.split(r"[\s'\"`<>|;=()]+", text)}

