@@ -7,8 +7,8 @@
     for batch in inputs(subject, prompts, images, batch_size=50):
         subject.model(**batch)
 
-Models that generate get left-padded batches with the position ids that go with them; encoders, whose
-positions count from the left, get right-padded ones.
+Models that continue a text get left-padded batches with the position ids that go with them; encoders and
+models without a head for words, whose positions count from the left, get right-padded ones.
 """
 
 import inspect
@@ -60,6 +60,22 @@ class Spans:
     padding: Bool[Tensor, "batch seq"]
 
 
+def unwrapped(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model inside wrappers such as PEFT's or torch.compile's, which hide its signature."""
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
+
+
+def takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model's forward has an argument of that name."""
+    return name in inspect.signature(type(unwrapped(model)).forward).parameters
+
+
+def continues(model: PreTrainedModel) -> bool:
+    """Whether the model goes on with the text that it reads: it predicts words, and has no encoder beside."""
+    inner = unwrapped(model)
+    return inner.can_generate() and not inner.config.is_encoder_decoder
+
+
 def encode(
     subject: Reads,
     texts: Text | Sequence[Text] | None = None,
@@ -69,6 +85,9 @@ def encode(
 ) -> dict[str, Tensor]:
     """Inputs for `model(**inputs)` and, if it generates, `model.generate(**inputs)`.
 
+    Tokens are those of the processor's (or tokenizer's) own call, or of its `apply_chat_template`. Of what it
+    makes the model gets only what its forward has arguments for.
+
     Args:
         subject: the model; the inputs get its device, and pixels its dtype.
         texts: prompts or conversations; None for a model that sees images only.
@@ -77,16 +96,18 @@ def encode(
         chat: put the texts through the chat template as a user's message; None for: if there is one.
 
     Raises:
-        ValueError: there is nothing that could encode this, or texts and images do not go together.
+        ValueError: there is nothing that could encode this, texts and images do not go together, a text has
+            no token, or a token is none of the model's.
     """
-    model, processor, name = subject.model, subject.processor, type(subject.model).__name__
+    model, processor = unwrapped(subject.model), subject.processor
+    name = type(model).__name__
     if processor is None:
         raise ValueError(f"{name} has no tokenizer or processor: give one to Subject, or build its inputs")
     if texts is None and images is None:
         raise ValueError("encode() needs texts, images or both")
     if texts is not None and subject.tokenizer is None:
         raise ValueError(f"{name} reads images only: encode(images=...)")
-    no_place = texts is not None and model.can_generate() and not subject.image_token_ids
+    no_place = texts is not None and continues(model) and not subject.image_token_ids
     if images is not None and (processor is subject.tokenizer or no_place):
         raise ValueError(f"{name} has no image tokens: it reads texts only, but images were given")
 
@@ -94,7 +115,7 @@ def encode(
     one_image = isinstance(images, Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
     prompts: Any = [texts] if one_text else texts
     pictures: Any = [images] if images is not None and (one_text or one_image) else images
-    if prompts is not None and model.can_generate():
+    if prompts is not None and continues(model):
         encoded = _encode_prompts(subject, prompts, _pictures(subject, len(prompts), pictures), chat)
     else:
         arguments: dict[str, Any] = {}
@@ -102,12 +123,32 @@ def encode(
             arguments["images"] = [_picture(image, i, subject.n_channels) for i, image in enumerate(pictures)]
         if prompts is not None:
             siglip = model.config.model_type == "siglip"  # was trained on texts padded to one length
-            arguments |= {"text": list(prompts), "padding": "max_length" if siglip else True}
+            padding = "max_length" if siglip else True
+            arguments |= {"text": list(prompts), "padding": padding, "padding_side": "right"}
         encoded = processor(**arguments, return_tensors="pt")
+    _check_tokens(subject, encoded)
     return {
         name: x.to(model.device, model.dtype if x.is_floating_point() else None)
         for name, x in encoded.items()
+        if takes(model, name)
     }
+
+
+def _check_tokens(subject: Reads, encoded: Mapping[str, Tensor]) -> None:
+    """Checks that each text has a token, and the model an embedding for it."""
+    ids, mask = encoded.get("input_ids"), encoded.get("attention_mask")
+    if mask is not None and not (n_tokens := mask.flatten(1).sum(1)).all():
+        raise ValueError(f"text {int(n_tokens.argmin())} has no token: give every text a word at least")
+    model = unwrapped(subject.model)
+    if ids is None or not continues(model):
+        return
+    n_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", torch.inf)
+    highest = ids.masked_fill(torch.isin(ids, ids.new_tensor(subject.image_token_ids)), 0).max()
+    if highest >= n_embeddings:
+        raise ValueError(
+            f"the tokenizer writes the token {int(highest)}, but {type(model).__name__} has {n_embeddings} "
+            "embeddings: give it the tokenizer that it was trained with"
+        )
 
 
 def inputs(
@@ -122,14 +163,18 @@ def inputs(
         batch_size: number of texts in a batch.
 
     Raises:
-        ValueError: there is nothing to encode, the model does not generate, or texts and images do not match.
+        ValueError: there is nothing to encode, the model does not continue texts, or texts and images do not
+            match.
     """
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts={texts!r}: give a list with at least one prompt")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is at least 1")
-    if subject.tokenizer is None or not subject.model.can_generate():
-        raise ValueError(f"{type(subject.model).__name__} has no tokenizer, or no words to predict")
+    name = type(unwrapped(subject.model)).__name__
+    if unwrapped(subject.model).config.is_encoder_decoder:
+        raise ValueError(f"{name} has an encoder and a decoder: its answers do not continue the prompt")
+    if subject.tokenizer is None or not continues(subject.model):
+        raise ValueError(f"{name} has no tokenizer, or no words to predict")
     if images is not None and len(images) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
     # Errors above are raised by the call itself; the batches are made one at a time, as they are asked for.
@@ -165,7 +210,9 @@ def _encode_prompts(
     subject: Reads, texts: Sequence[Text], pictures: list[list[Image]], chat: bool | None
 ) -> dict[str, Tensor]:
     """Left-padded inputs of a model that generates; `pictures` has those of each text."""
-    model, processor = subject.model, subject.processor
+    model, processor = unwrapped(subject.model), subject.processor
+    if getattr(getattr(subject.model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(f"{type(subject.model).__name__} puts virtual tokens before a prompt: not supported")
     templated: Any = processor if getattr(processor, "chat_template", None) else subject.tokenizer
     if chat and not templated.chat_template:
         raise ValueError(f"chat=True, but {type(model).__name__}'s tokenizer has no chat template")
@@ -175,15 +222,21 @@ def _encode_prompts(
         _prompt(subject, text, len(shown), templated) for text, shown in zip(texts, pictures, strict=True)
     ]
     arguments: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-    if templated:
-        arguments["add_special_tokens"] = False  # the template has written them
+    # As transformers' apply_chat_template has it: a tokenizer's template has written all special tokens, a
+    # processor's may leave them to the tokenizer.
+    bos = subject.tokenizer.bos_token
+    if templated is subject.tokenizer or (templated and bos and prompts[0].startswith(bos)):
+        arguments["add_special_tokens"] = False
     if any(pictures):
         arguments["images"] = [shown for shown in pictures if shown]
         if model.config.model_type == "idefics3":  # counts the markers to tell whose they are
             arguments["images"] = [image for shown in pictures for image in shown]
     encoded = dict(processor(text=prompts, **arguments))
     encoded.pop("labels", None)  # PaliGemma's, for training
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    # Tokenizers hand out kinds of tokens to models without embeddings for them, such as GPT-2.
+    if processor is subject.tokenizer and not hasattr(model.config, "type_vocab_size"):
+        encoded.pop("token_type_ids", None)
+    if takes(model, "position_ids"):
         encoded["position_ids"] = _positions(model, encoded)
     return encoded
 

@@ -20,8 +20,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
-from lib.encode import Images, Text, inputs
+from lib.encode import Images, Text, inputs, takes, unwrapped
 from lib.models import Subject
+
+PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "cross_attention_mask")
+"""Inputs of a prompt that a pass over further tokens depends on; the cache holds all else."""
 
 
 class Generation(NamedTuple):
@@ -41,33 +44,49 @@ class _Reading:
     """
 
     def __init__(self, subject: Subject, batch: dict[str, Tensor]) -> None:
-        self.model, self.mask = subject.model, batch["attention_mask"]
-        # [..., sample, 1]: models with positions in time, row and column have an axis of three before it.
-        self.last = batch["position_ids"][..., -1:] if "position_ids" in batch else None
-        self.cache = DynamicCache(config=self.model.config.get_text_config())
-        output = self.model(**batch, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.logits = output.logits[:, -1]
+        self._model = unwrapped(subject.model)
+        self._forward: Any = subject.model  # through its wrappers
+        self._cache = DynamicCache(config=self._model.config.get_text_config())
+        self._n_read = 0
+        # `position_ids` may have an axis of three (time, row and column) before that of the samples.
+        self._prompt = {name: batch[name] for name in PER_TOKEN if name in batch}
+        last = {"logits_to_keep": 1} if takes(self._model, "logits_to_keep") else {}
+        self._run(batch["attention_mask"][:, -1:].bool(), is_first_iteration=True, **batch, **last)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
         """Keeps (or repeats) some of the batch's rows."""
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-        if self.last is not None:
-            self.last = self.last[..., rows, :]
+        self._cache.batch_select_indices(rows)
+        for name, x in self._prompt.items():
+            self._prompt[name] = x[..., rows, :] if name == "position_ids" else x[rows]
 
     def read_on(
         self, ids: Int[Tensor, "sample new"], written: Bool[Tensor, "sample new"]
     ) -> Float[Tensor, "sample new vocabulary"]:
-        """Reads further tokens, of which those not `written` are padding; their logits."""
-        self.mask = torch.cat([self.mask, written.to(self.mask)], 1)
-        further = {"input_ids": ids, "attention_mask": self.mask}
-        if self.last is not None:
-            # Padding repeats the position before it, so that it leaves no gap in what is written later.
-            further["position_ids"] = self.last + written.long().cumsum(1)
-            self.last = further["position_ids"][..., -1:]
-        output = self.model(**further, past_key_values=self.cache, use_cache=True)
-        self.logits = output.logits[:, -1]
-        return output.logits
+        """Reads further tokens; their logits. What is not `written` is padding, and nothing follows it."""
+        prompt = self._prompt
+        prompt["input_ids"] = torch.cat([prompt["input_ids"], ids], 1)
+        prompt["attention_mask"] = torch.cat(
+            [prompt["attention_mask"], written.to(prompt["attention_mask"])], 1
+        )
+        if "position_ids" in prompt:
+            prompt["position_ids"] = prompt["position_ids"][..., -1:] + written.long().cumsum(1)
+        self._n_read += ids.shape[1]
+        return self._run(written, next_sequence_length=ids.shape[1], **prompt)
+
+    def _run(
+        self, written: Bool[Tensor, "sample new"], **inputs: Any
+    ) -> Float[Tensor, "sample new vocabulary"]:
+        """A pass over what the model itself would read next."""
+        model: Any = self._model
+        prepared = model.prepare_inputs_for_generation(past_key_values=self._cache, use_cache=True, **inputs)
+        logits = self._forward(**prepared).logits[:, -written.shape[1] :]
+        if not (logits.amax(-1).isfinite() | ~written).all():  # NaN is the largest of its row
+            raise FloatingPointError(
+                f"{type(self._model).__name__} gives logits that are not finite for token {self._n_read + 1} "
+                "after the prompt: half precision overflows (use dtype='float32'), or an edit makes NaN"
+            )
+        self.logits = logits[:, -1]
+        return logits
 
 
 @torch.no_grad()
@@ -94,6 +113,7 @@ def generate(
 
     Raises:
         ValueError: an argument is out of its range, or texts and images do not match.
+        FloatingPointError: logits are not finite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: it is at least 1")
@@ -128,7 +148,8 @@ def next_logprobs(
     """Log-probabilities, in nats, of the token after each prompt; on the CPU.
 
     Raises:
-        ValueError: texts and images do not match, or the model does not generate.
+        ValueError: texts and images do not match, or the model does not continue texts.
+        FloatingPointError: logits are not finite.
     """
     batches = inputs(subject, texts, images, batch_size=batch_size)
     return torch.cat([_logprobs(_Reading(subject, batch).logits).cpu() for batch in batches])
@@ -161,11 +182,14 @@ def answer_logprobs(
 
     Raises:
         ValueError: not one entry of answers a text, an empty answer, or texts and images do not match.
+        FloatingPointError: logits are not finite.
     """
     if isinstance(answers, str) or any(isinstance(entry, str) for entry in answers):
         raise ValueError("answers: give a list of answers for each text, such as [['yes', 'no'], ...]")
     if len(answers) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(answers)} entries of answers: give one a text")
+    if not all(answers):
+        raise ValueError("answers: give each text at least one answer")
     logprobs = torch.full((len(texts), max(map(len, answers))), -torch.inf)
     first = 0
     for batch in inputs(subject, texts, images, batch_size=batch_size):
@@ -209,7 +233,7 @@ def _pad(subject: Subject) -> int:
 
 def _ends(subject: Subject) -> list[int]:
     """The tokens that end an answer."""
-    model, tokenizer = subject.model, subject.tokenizer
+    model, tokenizer = unwrapped(subject.model), subject.tokenizer
     settings: list[Any] = [model.generation_config, model.config.get_text_config(), tokenizer]
     ends: Any = next((s.eos_token_id for s in settings if s.eos_token_id is not None), [])
     return ends if isinstance(ends, list) else [ends]

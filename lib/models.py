@@ -161,8 +161,8 @@ def load(
         ConnectionError: the hub cannot be reached, and the model is not in the local cache.
         PermissionError: the hub wants an accepted licence or a login for this model.
         LookupError: the hub has no such model; or its architecture is unknown.
-        ValueError: the weights are damaged, incomplete, a pickle, or the difference from another version of
-            their parent; or a quantized model is asked for its twin.
+        ValueError: the weights are damaged, incomplete, a pickle, the difference from another version of
+            their parent, or have an adapter beside them; or a quantized model is asked for its twin.
         ImportError: bitsandbytes is needed and missing.
     """
     folder = _folder(name)
@@ -281,6 +281,11 @@ def _folder(name: str | Path) -> Path:
 
 
 def _config(folder: Path) -> PreTrainedConfig:
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} has an adapter (adapter_config.json): transformers applies or ignores it, by whether "
+            "peft is installed: remove its files, or save the merged model (peft: `merge_and_unload()`)"
+        )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; it has {_listing(folder)}")
     try:

@@ -16,6 +16,11 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 from data.recipes.scenes import RECIPES
 from data.recipes.tokenizer import word_tokenizer
@@ -37,6 +42,7 @@ IMAGE_TOKENS = [
 ]
 VOCABULARY = [*SPECIAL, *WORDS, *IMAGE_TOKENS]
 N_WORDS = 96  # room for what a processor adds
+N_BYTES = 420  # special tokens, bytes and some merges
 IMAGE_ID, VIDEO_ID = VOCABULARY.index("<image>"), VOCABULARY.index("<video>")
 CHAT = (
     "<s>{% for message in messages %}{{ message.role }} : "
@@ -53,7 +59,6 @@ def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> h
         bos="<s>",
         eos="</s>",
         ends=encoder,
-        padding_side="right",
         model_max_length=64,
         chat_template=CHAT if chat else None,
         additional_special_tokens=IMAGE_TOKENS,
@@ -64,7 +69,25 @@ def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> h
             "start_image_token": "<img>",
             "end_image_token": "</img>",
         },
-        **options,
+        **{"padding_side": "right"} | options,
+    )
+
+
+def byte_tokenizer(**options: Any) -> hf.PreTrainedTokenizerFast:
+    """Byte-level BPE with merges, as GPT-2's: special tokens have the ids that they have in `tokenizer`."""
+    like, special = tokenizer(), [*SPECIAL, *(f"<unused{i}>" for i in range(len(WORDS))), *IMAGE_TOKENS]
+    table = Tokenizer(BPE())
+    table.pre_tokenizer, table.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=N_BYTES,
+        special_tokens=special,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    table.train_from_iterator(TEXTS, trainer)
+    table.post_processor = like.backend_tokenizer.post_processor
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=table, **like.special_tokens_map | like.init_kwargs | options
     )
 
 

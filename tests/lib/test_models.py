@@ -3,16 +3,32 @@
 import hashlib
 import json
 import shutil
+from copy import deepcopy
+from inspect import signature
 
 import huggingface_hub.errors as hub
 import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import ALL, LANGUAGE, PROMPTS, VISION_LANGUAGE, checkpoint, inputs, picture, subject
+from families import (
+    ALL,
+    LANGUAGE,
+    N_BYTES,
+    PROMPTS,
+    VISION_LANGUAGE,
+    byte_tokenizer,
+    checkpoint,
+    inputs,
+    picture,
+    subject,
+    tokenizer,
+)
+from tokenizers.processors import Sequence
 
 from data.worlds.digits import digits
 from lib import models, organisms
+from lib.generate import next_logprobs
 from lib.models import Subject, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
@@ -139,6 +155,169 @@ def test_prompts_go_through_the_chat_template_if_there_is_one():
         subject("gpt2").encode([conversation])
     with pytest.raises(ValueError, match="chat=True, but GPT2LMHeadModel's tokenizer has no chat template"):
         subject("gpt2").encode("a dog", chat=True)
+
+
+TURNS = (
+    "{% for message in messages %}{{ message.role }} :"
+    "{% for part in message.content if message.content is not string %}"
+    "{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}{% endfor %} "
+    "{{ message.content if message.content is string }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def other_tokens(family, make, template):
+    """A family with another tokenizer and chat template; ids of image tokens are the same."""
+    s = Subject(deepcopy(subject(family).model), deepcopy(subject(family).processor))
+    s.model.resize_token_embeddings(N_BYTES, mean_resizing=False)
+    if s.processor is s.tokenizer:
+        s.processor = make()
+    else:
+        s.processor.tokenizer = make()
+    s.processor.chat_template = template
+    return Subject(s.model, s.processor)
+
+
+def conversation(text, *images):
+    shown = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+
+
+@pytest.mark.parametrize("make", [tokenizer, byte_tokenizer])
+@pytest.mark.parametrize("bos", ["", "<s>"], ids=["without BOS", "with BOS"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", *VISION_LANGUAGE])
+def test_chats_are_encoded_as_by_transformers_own_apply_chat_template(family, bos, make):
+    """Which leaves BOS to the tokenizer where a processor's template writes none, as LLaVA-1.5's."""
+    s = other_tokens(family, make, bos + TURNS)
+    padded = {"padding": True, "padding_side": "left"}
+    if s.processor is s.tokenizer:
+        pictures, chats = None, [[{"role": "user", "content": text}] for text in PROMPTS]
+        s.tokenizer.padding_side = "left"
+        options = {"padding": True, "tokenize": True}
+    else:
+        pictures = [picture(0), picture(1)]
+        chats = [conversation(text, image) for text, image in zip(PROMPTS, pictures, strict=True)]
+        options = {"processor_kwargs": padded, "tokenize": True}
+    expected = s.processor.apply_chat_template(
+        chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", **options
+    )
+    for texts in (PROMPTS, chats):
+        found = s.encode(texts, pictures)
+        for name in ("input_ids", "attention_mask", "pixel_values"):
+            if name in expected:
+                assert torch.equal(found[name], expected[name]), name
+    if family != "paligemma":  # whose processor adds one in any case
+        n_bos = (found["input_ids"] == 1).sum(1).tolist()
+        assert n_bos == ([1, 1] if bos or pictures else [0, 0])
+
+
+@pytest.mark.parametrize("make", [tokenizer, byte_tokenizer])
+@pytest.mark.parametrize("family", ["llama", "gpt2", *VISION_LANGUAGE])
+def test_plain_texts_are_encoded_as_by_the_processors_own_call(family, make):
+    s = other_tokens(family, make, TURNS)
+    pictures, marker = None, ""
+    if s.processor is not s.tokenizer:
+        pictures, marker = [picture(0), picture(1)], s.processor.image_token
+    shown = {} if pictures is None else {"images": [[image] for image in pictures]}
+    texts = [marker + text for text in PROMPTS]
+    expected = s.processor(text=texts, padding=True, padding_side="left", return_tensors="pt", **shown)
+    found = s.encode(PROMPTS, pictures, chat=False)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize("family", [*LANGUAGE, *VISION_LANGUAGE])
+def test_a_model_gets_nothing_that_its_forward_has_no_argument_for(family):
+    s = subject(family)
+    s = Subject(s.model, deepcopy(s.processor))
+    s.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    batch = inputs(s)
+    expected = inputs(subject(family))
+    assert batch.keys() == expected.keys() <= signature(type(s.model).forward).parameters.keys()
+    assert ("token_type_ids" in batch) == (family == "paligemma")
+
+
+def test_an_encoder_gets_the_kinds_of_tokens_that_it_knows():
+    s = Subject(subject("bert").model, tokenizer(encoder=True))
+    s.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    assert "token_type_ids" in s.encode(PROMPTS)
+
+
+def wrapped(model, how):
+    if how == "compiled":
+        return torch.compile(model, backend="eager")
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    names = ["c_attn"] if model.config.model_type == "gpt2" else ["q_proj", "v_proj"]
+    config = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
+    return peft.get_peft_model(model, config).eval()
+
+
+@pytest.mark.parametrize("how", ["compiled", "LoRA"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2_vl", "llava"])
+def test_a_wrapped_model_gets_the_same_inputs_and_a_batch_says_what_each_prompt_alone_says(family, how):
+    plain = subject(family)
+    s = Subject(wrapped(deepcopy(plain.model), how), plain.processor)
+    batch, expected = inputs(s), inputs(plain)
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+    pictures = None if s.processor is s.tokenizer else [picture(0), picture(1)]
+    with torch.compiler.set_stance("force_eager"):  # compiling takes a while, and adds nothing here
+        together = next_logprobs(s, PROMPTS, pictures)
+        for i, text in enumerate(PROMPTS):
+            alone = next_logprobs(s, [text], pictures and pictures[i : i + 1])
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["GPT2Model", "GPT2ForSequenceClassification", "LlamaModel", "BertModel"])
+def test_models_without_a_head_for_words_get_right_padded_batches_whatever_the_tokenizers_side(kind):
+    base = {"Llama": "llama", "GPT2": "gpt2", "Bert": "bert"}
+    family = next(family for start, family in base.items() if kind.startswith(start))
+    torch.manual_seed(0)
+    model = getattr(hf, kind)(subject(family).model.config).eval()
+    s = Subject(model, tokenizer(encoder=family == "bert", padding_side="left"))
+    with torch.no_grad():
+        together, alone = (model(**s.encode(texts))[0] for texts in (PROMPTS, PROMPTS[1:]))
+    if together.ndim == 3:
+        together = together[:, : alone.shape[1]]
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_decoders_prompt_is_padded_on_the_right_and_not_continued():
+    torch.manual_seed(0)
+    sizes = {f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in ENCODER_DECODER.items()}
+    model = hf.BartForConditionalGeneration(hf.BartConfig(vocab_size=96, d_model=32, **sizes, **SPECIAL_IDS))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    s = Subject(model.eval(), tokenizer(padding_side="left"))
+    batch = s.encode(PROMPTS)
+    assert batch.keys() == {"input_ids", "attention_mask"}
+    together, alone = (
+        s.model.generate(**s.encode(texts), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        for texts in (PROMPTS, PROMPTS[1:])
+    )
+    assert torch.equal(together[1:], alone)
+    with pytest.raises(
+        ValueError, match="BartForConditionalGeneration has an encoder and a decoder: its ans"
+    ):
+        next_logprobs(s, PROMPTS)
+
+
+ENCODER_DECODER = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+
+
+def test_a_text_without_a_token_and_a_token_without_an_embedding_are_errors():
+    bare = tokenizer()
+    bare.backend_tokenizer.post_processor = Sequence([])
+    with pytest.raises(ValueError, match="text 1 has no token: give every text a word at least"):
+        Subject(subject("gpt2").model, bare).encode(["a dog", ""])
+    with pytest.raises(ValueError, match="text 0 has no token"):
+        Subject(subject("bert").model, bare).encode([""])
+    foreign = Subject(subject("gpt2").model, byte_tokenizer())
+    with pytest.raises(
+        ValueError, match=r"writes the token \d+, but GPT2LMHeadModel has 96 embeddings: give"
+    ):
+        foreign.encode(["the cat"])
 
 
 def test_a_single_prompt_is_a_batch_of_one():
@@ -370,6 +549,16 @@ def test_a_flipped_bit_is_found_by_the_checksum(folder):
         load(folder)
     (folder / "sha256.json").write_text(json.dumps({"card.md": "00"}))
     with pytest.raises(FileNotFoundError, match=r"lacks card.md, which its sha256.json lists"):
+        load(folder)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_neither_applied_nor_ignored(folder, whole):
+    """transformers does the one or the other, by whether peft is installed."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if not whole:
+        (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"llama has an adapter \(adapter_config.json\).* the merged model"):
         load(folder)
 
 
