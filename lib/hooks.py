@@ -10,13 +10,21 @@
 The sites are those of `lib.sites.SITES`. Contexts nest, and act in the order in which they were opened: a
 capture that is opened inside an edit sees what the edit made. What a context changed in the model is undone
 when it is left, also by an exception.
+
+A function that is never called is an error, if the model has run inside its context. While a context is open
+compiled models run uncompiled, since compiled code calls no hook that is newer than itself; gradient
+checkpointing is refused, since it would run the blocks a second time, after the context.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
+from transformers import PreTrainedModel
 
 from lib.attention import tapped
 from lib.sites import Layout, Point
@@ -25,8 +33,9 @@ Positions = int | slice | list[int] | Tensor
 
 
 class HasLayout(Protocol):
-    """What can be hooked, such as a `lib.models.Subject`: it knows where its sites are."""
+    """What can be hooked, such as a `lib.models.Subject`: a model, and where its sites are."""
 
+    model: PreTrainedModel
     layout: Layout
 
 
@@ -85,9 +94,10 @@ def capture(
     Raises:
         LookupError: the site is unknown, or this architecture does not have it.
         IndexError: there is no such layer.
+        RuntimeError: in the forward pass, under gradient checkpointing; at the end, if the model has run but
+            not the site of some layer.
     """
-    layout = subject.layout
-    chosen = layout.layers(site, layers)
+    chosen = subject.layout.layers(site, layers)
     acts = Activations(site, chosen)
     axis = 2 if site in ("scores", "pattern") else 1  # batch head query key, or batch seq ...
     index = None if positions is None else (slice(None),) * axis + (positions,)
@@ -115,8 +125,7 @@ def capture(
 
         return keep
 
-    with ExitStack() as stack:
-        _attach(stack, layout, site, {layer: keeper(layer) for layer in chosen})
+    with _attached(subject, site, {layer: keeper(layer) for layer in chosen}):
         yield acts
 
 
@@ -138,6 +147,7 @@ def edit(
         LookupError: the site is unknown, or this architecture does not have it.
         IndexError: there is no such layer.
         TypeError, ValueError: in the forward pass, if `fn` returns something else.
+        RuntimeError: as for `capture`.
     """
 
     def changer(number: int) -> Callable[[Tensor], Tensor]:
@@ -155,25 +165,81 @@ def edit(
 
         return change
 
-    layout = subject.layout
-    with ExitStack() as stack:
-        _attach(stack, layout, site, {number: changer(number) for number in layout.layers(site, layer)})
+    with _attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
         yield
 
 
-def _attach(
-    stack: ExitStack, layout: Layout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
-) -> None:
-    """Puts one function at a site of each layer, until the stack is closed."""
-    taps = {}
-    for layer, function in functions.items():
-        point = layout.point(site, layer)
-        if point is None:  # scores and patterns exist inside the attention function only
-            taps[layout.attention(layer)] = function
-        else:
-            _hook(stack, point, function)
-    if taps:
-        stack.enter_context(tapped(layout.owner, site, taps))
+@contextmanager
+def _attached(
+    subject: HasLayout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Puts one function at a site of each layer, while the context is open."""
+    layout, name = subject.layout, type(subject.layout.owner).__name__
+    unreached, has_run = set(functions), False
+
+    def noting(layer: int) -> Callable[[Tensor], Tensor]:
+        def apply(activation: Tensor) -> Tensor:
+            if _is_checkpointed():
+                raise RuntimeError(
+                    f"{name} runs under gradient checkpointing: in the backward pass its blocks would run "
+                    "again, without what is open now. Switch it off: model.gradient_checkpointing_disable()"
+                )
+            unreached.discard(layer)
+            return functions[layer](activation)
+
+        return apply
+
+    def note_run(module: nn.Module, args: tuple, output: Any) -> None:
+        nonlocal has_run
+        has_run = True
+
+    with ExitStack() as stack:
+        stack.enter_context(_uncompiled())
+        for part in subject.model.modules():  # also the inner ones: a caller may run one of them alone
+            if isinstance(part, PreTrainedModel):
+                stack.callback(part.register_forward_hook(note_run).remove)
+        taps = {}
+        for layer in functions:
+            point = layout.point(site, layer)
+            if point is None:  # scores and patterns exist inside the attention function only
+                taps[layout.attention(layer)] = noting(layer)
+            else:
+                _hook(stack, point, noting(layer))
+        if taps:
+            stack.enter_context(tapped(layout.owner, site, taps))
+        yield
+    if has_run and unreached:  # not reached by an exception, which would hide its cause
+        raise RuntimeError(
+            f"{type(subject.model).__name__} has run, but did not compute {site!r} at layers "
+            f"{sorted(unreached)} of {name}: what was to be captured or edited there was not"
+        )
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch's checkpointing runs this: for a pass of which nothing is kept, or again for backward."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+    return False
+
+
+_n_open, _stance = 0, ExitStack()
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Lets compiled code run as it was written, until the last context is left, in whatever order."""
+    global _n_open
+    if not _n_open:
+        _stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _n_open += 1
+    try:
+        yield
+    finally:
+        _n_open -= 1
+        if not _n_open:
+            _stance.close()
 
 
 def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) -> None:

@@ -19,7 +19,8 @@ from families import (
     skip_unless_causal,
     subject,
 )
-from transformers import ViTConfig, ViTForImageClassification
+from torch.utils.checkpoint import checkpoint
+from transformers import CompileConfig, ViTConfig, ViTForImageClassification
 
 from lib.hooks import capture, edit
 from lib.models import Subject
@@ -264,9 +265,9 @@ def test_gradients_flow_through_an_edit(family):
 def test_nothing_is_left_behind(family):
     s = subject(family)
     batch = inputs(s)
+    expected = last_residual(s, batch)  # in its first pass transformers may leave hooks of its own
     before, implementation = n_hooks(s.model), s.layout.owner.config._attn_implementation
     assert implementation == ("eager" if family in ("bloom", "gemma2") else "sdpa")
-    expected = last_residual(s, batch)
 
     def fail(x):
         raise ArithmeticError
@@ -464,6 +465,139 @@ def test_asking_for_what_was_not_captured_is_an_error():
     with pytest.raises(LookupError, match=r"layer 1 of 'z' was captured in 2 forward passes.*`.passes\[1\]`"):
         acts[1]
     assert [x.shape for x in acts.passes[1]] == [(3, 5, 2, 8)] * 2
+
+
+# What would be silent: code that calls no hooks, places that are not run, blocks that are run again
+
+
+COMPILED = {
+    "model.compile": lambda model: model.compile(backend="eager"),
+    "model.forward": lambda model: setattr(model, "forward", torch.compile(model.forward, backend="eager")),
+    "a block": lambda model: model.model.layers[1].compile(backend="eager"),
+    "torch.compile(model)": lambda model: torch.compile(model, backend="eager"),
+    "a function": lambda model: None,
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_compiled_model_is_edited_and_captured_as_the_plain_one(how):
+    s = subject("llama")
+    batch = inputs(s)
+    model = deepcopy(s.model)
+    wrapper = COMPILED[how](model)
+    compiled = Subject(model if wrapper is None else wrapper, s.processor)
+    run = torch.compile(lambda **batch: compiled.model(**batch), backend="eager")
+    run = run if how == "a function" else compiled.model
+    with torch.no_grad():
+        plain = run(**batch).logits  # is compiled here, before there is any hook
+        for site in ("resid_post", "z", "pattern"):
+            with edit(s, site, layer=1, fn=torch.zeros_like):
+                expected = captured(s, batch, ["resid_post", "attn_out"])
+            with (
+                edit(compiled, site, layer=1, fn=torch.zeros_like),
+                capture(compiled, "resid_post") as after,
+                capture(compiled, "attn_out") as between,
+            ):
+                run(**batch)
+            for found, name in ((after, "resid_post"), (between, "attn_out")):
+                assert [len(passes) for passes in found.passes.values()] == [1] * 3
+                torch.testing.assert_close(dict(found), dict(expected[name]))
+        assert torch.equal(run(**batch).logits, plain)
+    torch._dynamo.reset()
+
+
+def test_compiled_code_runs_compiled_again_when_the_last_context_is_left():
+    s, n_compiled = subject("llama"), []
+
+    def count(graph, examples):
+        n_compiled.append(graph)
+        return graph.forward
+
+    double = torch.compile(lambda x: 2 * x, backend=count)
+    outer, inner = capture(s, "z"), edit(s, "z", layer=0, fn=torch.neg)
+    outer.__enter__()
+    inner.__enter__()
+    for context in (outer, inner):  # not in the order of a with statement
+        assert double(torch.ones(2)).tolist() == [2, 2]
+        assert not n_compiled
+        context.__exit__(None, None, None)
+    double(torch.ones(2))
+    assert len(n_compiled) == 1
+    torch._dynamo.reset()
+
+
+def test_generation_with_a_cache_that_compiles_is_edited_at_every_step():
+    s = subject("llama")
+    batch = s.encode("the cat sees a red star .")
+    config = CompileConfig(backend="eager", fullgraph=False, mode=None)
+    config._compile_all_devices = True  # as on a GPU
+    static = {"cache_implementation": "static", "compile_config": config}
+    model = deepcopy(s.model)
+    model.generate(**batch, max_new_tokens=5, do_sample=False, **static)
+    with edit(Subject(model), "resid_post", layer=1, fn=torch.neg):
+        found = model.generate(**batch, max_new_tokens=5, min_new_tokens=5, do_sample=False, **static)
+    with edit(s, "resid_post", layer=1, fn=torch.neg):
+        assert torch.equal(found, generated(s, batch))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("opened", [edit, capture])
+def test_a_place_that_is_not_run_is_an_error_when_the_context_is_left(opened):
+    s = subject("llava")
+    vision, text_alone = s.tower("vision"), s.encode(["a dog"])
+    how = {"layer": [0, 2], "fn": torch.neg} if opened is edit else {"layers": [0, 2]}
+    with (
+        pytest.raises(RuntimeError, match=r"LlavaFor.* did not compute 'z' at layers \[0, 2\] of CLIPVision"),
+        opened(vision, "z", **how),
+    ):
+        s.model(**text_alone)
+
+    def fail():
+        s.model(**text_alone)
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError), opened(vision, "z", **how):  # which is not hidden
+        fail()
+    with opened(vision, "z", **how):
+        pass  # nothing has run at all
+    with opened(vision, "z", **how):
+        s.model(**inputs(s))
+        s.model(**text_alone)  # one pass with images is enough
+
+
+def test_layers_that_a_pass_skips_are_an_error():
+    s = Subject(deepcopy(subject("llama").model))
+    s.model.model.config.num_hidden_layers = 2
+    with (
+        pytest.raises(RuntimeError, match=r"did not compute 'z' at layers \[2\] of LlamaModel"),
+        edit(s, "z", layer=[1, 2], fn=torch.neg),
+    ):
+        s.model(input_ids=torch.tensor([[1, 5, 6]]))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llava", "vit"])
+def test_gradient_checkpointing_is_refused_since_it_runs_blocks_again_without_the_edit(family, use_reentrant):
+    s = subject(family)
+    batch = inputs(s)
+    s = Subject(deepcopy(s.model).train())
+    s.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    s.model.enable_input_require_grads()
+    contexts = edit(s, "resid_mid", layer=1, fn=lambda x: x), capture(s, "pattern")
+    for context in contexts:
+        with pytest.raises(RuntimeError, match=r"Switch it off: model.gradient_check"), context:
+            s.model(**batch)
+    s.model.gradient_checkpointing_disable()
+    with capture(s, "resid_mid") as acts:
+        s.model(**batch).logits.sum().backward()
+    assert len(acts.passes[0]) == 1
+
+
+def test_checkpointing_by_hand_is_refused_too():
+    s = vit()
+    images = IMAGES["pixel_values"].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="gradient checkpointing"), capture(s, "z"):
+        checkpoint(lambda x: s.model(x).logits, images, use_reentrant=False)
 
 
 def test_all_families_are_covered():
