@@ -371,7 +371,7 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
                 columns[found.name] = found
             else:
                 (seeds if "runs" in kept else runs).append(found)
-    if record.claim.no_twin:
+    if record.claim.no_twin or not record.claim.testable:
         columns.pop("untrained", None)
     shown = ClaimRecord(**vars(record) | columns | {"recorded": tuple(runs), "seeds": tuple(seeds)})
     shown.show()
