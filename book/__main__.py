@@ -14,7 +14,7 @@ import click
 from lib import ROOT
 
 preset = click.option(
-    "--preset", default="organism", help="From data/papers/SLUG.yml: smoke, organism or gpu."
+    "--preset", default="organism", help="From data/papers/SLUG.yml, such as smoke, organism or gpu."
 )
 jobs = click.option(
     "-j", "--jobs", default=1, type=click.IntRange(1), help="Chapters at a time; they share the cores."
@@ -130,6 +130,9 @@ def record(
     \b
     python -m book record d-leaf -p n_seeds 3 --name n_seeds=3
     python -m book record --seeds 0,1,2 --jobs 2
+    python -m book record pahq --preset untrained --name untrained
+
+    The names real and untrained have columns of their own in the ledger.
     """
     from book.run.record import record
     from book.run.values import split_values

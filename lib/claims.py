@@ -27,6 +27,8 @@ FINDING_MIME = "application/vnd.worked-papers.finding+json"
 RESULTS = ROOT / "data" / "results"
 """Recorded runs: larger ones than a reader waits for, and sweeps over seeds. `python -m book record` writes
 them."""
+COLUMNS = ("real", "untrained")
+"""Names of the recorded runs that have a column of their own, and no say in a verdict."""
 SHOWN = ("python", "torch", "transformers", "smollm2")
 """The versions that a row shows of a recorded run; the file has all."""
 
@@ -54,6 +56,10 @@ class RecordedRun:
     date: str = ""
     commit: str = ""
     versions: str = ""
+    model: str = ""
+    """Where the run chose another one; of a packaged model with the number format of its weights."""
+    reason: str = ""
+    """Why the claim could not be tested there."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,10 @@ class ClaimRecord:
     """Of larger runs."""
     seeds: tuple[RecordedRun, ...] = ()
     """Of recorded runs at the chapter's own size that differ in their seed only."""
+    real: RecordedRun | None = None
+    """Of the recorded run named `real`: on a real model."""
+    untrained: RecordedRun | None = None
+    """Of the recorded run named `untrained`: on networks that learned nothing."""
 
     @property
     def id(self) -> str:
@@ -110,10 +120,20 @@ class ClaimRecord:
                 yield "Null", self.quantity(self.null), claim.null or ""
             if self.contrast:
                 yield "Contrast", self.quantity(self.contrast), claim.contrast or ""
-        for run in self.recorded:
+        runs = [("Recorded", run) for run in self.recorded]
+        if self.real:
+            runs.append(("Real model", self.real))
+        if self.untrained:
+            runs.append(("Untrained", self.untrained))
+        for label, run in runs:
             value = self.quantity(run.estimate) if run.estimate else "not measured"
             made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
-            yield "Recorded", f"{value}: {run.verdict}", f"{run.settings} ({made})" if made else run.settings
+            about = [run.reason, f"{run.settings} ({made})" if made else run.settings]
+            if label == "Untrained":
+                about.insert(0, claim.twin_holds or "")
+            yield label, f"{value}: {run.verdict}", " ".join(filter(None, about))
+        if claim.no_twin:
+            yield "Untrained", "left out", claim.no_twin
         if self.seeds:
             told = [f"{run.settings}: {run.verdict}" for run in self.seeds]
             if self.agree == len(self.seeds):
@@ -322,6 +342,7 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
     """Shows a record together with what larger runs, kept in `data/results`, measured for its claim."""
     runs: list[RecordedRun] = []
     seeds: list[RecordedRun] = []
+    columns: dict[str, RecordedRun] = {}
     for path in sorted(RESULTS.glob(f"{record.slug}--*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
         versions = kept.get("versions", {})
@@ -334,18 +355,25 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
             verdict: Verdict = "not testable here"
             if record.claim.rule and estimate:  # decided by the rule as it is now
                 verdict = decide(record.claim.rule, estimate, null if record.claim.null else None)[0]
-            (seeds if "runs" in kept else runs).append(
-                RecordedRun(
-                    name=path.stem.partition("--")[2],
-                    settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
-                    estimate=estimate,
-                    verdict=verdict,
-                    date=kept.get("date", ""),
-                    commit=kept.get("commit") or "",
-                    versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
-                )
+            model = run["parameters"].get("model", "")
+            found = RecordedRun(
+                name=path.stem.partition("--")[2],
+                settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
+                estimate=estimate,
+                verdict=verdict,
+                date=kept.get("date", ""),
+                commit=kept.get("commit") or "",
+                versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
+                model=", ".join(filter(None, [model, versions.get(model, "").partition(" of ")[0]])),
+                reason="" if estimate else stored.get("reason", ""),
             )
-    shown = ClaimRecord(**{**vars(record), "recorded": tuple(runs), "seeds": tuple(seeds)})
+            if found.name in COLUMNS:
+                columns[found.name] = found
+            else:
+                (seeds if "runs" in kept else runs).append(found)
+    if record.claim.no_twin or not record.claim.testable:
+        columns.pop("untrained", None)
+    shown = ClaimRecord(**vars(record) | columns | {"recorded": tuple(runs), "seeds": tuple(seeds)})
     shown.show()
     return shown
 
@@ -374,5 +402,12 @@ def _html(record: ClaimRecord) -> str:
         null = percent(rule.null)
         side = f"left: {null}%; right: 0" if rule.direction == "greater" else f"left: 0; width: {null}%"
     return _row().render(
-        record=record, css=css, sign=sign, colour=f"var(--{css}, {colour})", dots=dots, side=side
+        record=record,
+        badges=BADGES,
+        css=css,
+        sign=sign,
+        colour=f"var(--{css}, {colour})",
+        dots=dots,
+        side=side,
+        why=f"{record.reason[:1].upper()}{record.reason[1:].rstrip('.')}.",
     )

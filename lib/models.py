@@ -209,7 +209,7 @@ def load(
 
 
 @torch.no_grad()
-def shuffle_weights(model: PreTrainedModel, seed: int = 0) -> None:
+def shuffle_weights(model: torch.nn.Module, seed: int = 0) -> None:
     """Makes a model its untrained twin, in place: the entries of each trained tensor change places at random.
 
     A claim that "holds" on the twin as well says something about the architecture or the pipeline, and

@@ -68,6 +68,9 @@ class Claim(_Facts):
         null: where the effect must be absent, though a broken pipeline would show it there too.
         contrast: something else to compare with, which could not point the claimed way.
         no_null: why there is no null, for a claim without one.
+        no_twin: why the claim would say nothing on untrained networks (preset `untrained`), for one that is
+            left out there; stated before that run.
+        twin_holds: why the claim holds on untrained networks as well, where it did.
     """
 
     id: Text
@@ -79,6 +82,8 @@ class Claim(_Facts):
     null: Text | None = None
     contrast: Text | None = None
     no_null: Text | None = None
+    no_twin: Text | None = None
+    twin_holds: Text | None = None
     rule: Rule | None = None
     testable: bool = True
     reason: Text | None = None
@@ -89,6 +94,8 @@ class Claim(_Facts):
             raise ValueError("a testable claim needs `statistic`, and `null` or the reason for `no_null`")
         if self.null and self.no_null:
             raise ValueError("`no_null` says why there is no null: give one of the two")
+        if self.no_twin and self.twin_holds:
+            raise ValueError("`twin_holds` explains a run on untrained networks that `no_twin` leaves out")
         if self.testable == bool(self.reason):
             raise ValueError("`reason` says why a claim is not testable: give it with `testable: false` only")
         return self
@@ -128,6 +135,12 @@ class Paper(_Facts):
                 raise ValueError(f"a written chapter has all three presets; missing: {', '.join(missing)}")
             if missing := [claim.id for claim in self.claims if claim.testable and not claim.rule]:
                 raise ValueError(f"a written chapter's testable claims need a `rule`: {', '.join(missing)}")
+            asked = [claim.id for claim in self.claims if claim.testable and not claim.no_twin]
+            if asked and not self.presets.get("untrained", {}).get("untrained"):
+                raise ValueError(
+                    "the preset `untrained` sets `untrained: true`, or each claim says with `no_twin` why it "
+                    f"would say nothing on untrained networks: {', '.join(asked)}"
+                )
         return self
 
 

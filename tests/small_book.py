@@ -46,6 +46,7 @@ FACTS = {
             "text": "It is so.",
             "statistic": "a difference",
             "null": "nothing",
+            "no_twin": "Nothing is trained.",
             "rule": {"direction": "greater", "size": 1.0, "null": 0.0},
         }
     ],

@@ -55,6 +55,18 @@ class Row:
         return self.record is not None and self.record.decided != self.record.verdict
 
     @property
+    def on_twins(self) -> str:
+        """What came out on the untrained twins; "left out", or "not run"."""
+        if self.claim.no_twin:
+            return "left out"
+        return self.record.untrained.verdict if self.record and self.record.untrained else "not run"
+
+    @property
+    def on_real(self) -> str:
+        """What came out on a real model; or "not run"."""
+        return self.record.real.verdict if self.record and self.record.real else "not run"
+
+    @property
     def address(self) -> str:
         """Of the claim's row in its chapter; of the chapter where there is no row."""
         return f"{self.page}#claim-{self.claim.id.replace('.', '-')}" if self.record else self.page

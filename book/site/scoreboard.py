@@ -31,6 +31,8 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
         whose=WHOSE,
         counted={by: counts(rows, by) for by in WHOSE},
         seeds=seeds(rows),
+        twins=twins(rows),
+        real=[row for row in rows if row.on_real != "not run"],
         files=files,
     )
 
@@ -50,6 +52,17 @@ def seeds(rows: list[Row]) -> dict[str, Any]:
     return {"tried": len(tried), "changed": [row for row, found in tried if len(found) > 1], "sides": sides}
 
 
+def twins(rows: list[Row]) -> dict[str, list[Row]]:
+    """Of the claims that were put to untrained twins: all, those that hold there, and the untestable."""
+    tried = [row for row in rows if row.on_twins not in ("left out", "not run")]
+    return {
+        "tried": tried,
+        "hold": [row for row in tried if row.on_twins.startswith("holds")],
+        "untestable": [row for row in tried if row.on_twins == "not testable here"],
+        "left_out": [row for row in rows if row.claim.testable and row.on_twins == "left out"],
+    }
+
+
 def record(entry: Chapter, row: Row) -> dict[str, Any]:
     """A claim and what was found, as it stands in the files."""
     found: dict[str, Any] = {"verdict": "no result" if entry.page else "planned"}
@@ -64,7 +77,11 @@ def record(entry: Chapter, row: Row) -> dict[str, Any]:
 
 
 def as_csv(records: list[dict[str, Any]]) -> str:
-    """One line a claim: an estimate takes three columns, the seeds two; recorded runs are left out."""
+    """One line a claim: an estimate takes three columns, the seeds two.
+
+    Of recorded runs, only those on a real model and on untrained twins have columns, of a verdict and an
+    estimate each.
+    """
     facts = ("id", "by", "text", "paper", "statistic", "unit")
     estimates = {
         f"{role}{part}": (role, key)
@@ -73,7 +90,13 @@ def as_csv(records: list[dict[str, Any]]) -> str:
     }
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    runs = {
+        f"{name}, {key}": (name, key)
+        for name in claims.COLUMNS
+        for key in ("verdict", "value", "low", "high")
+    }
     header = ["chapter", "area", *facts, "verdict", "decided", "n", *estimates, "seeds that agree", "seeds"]
+    header += runs
     writer.writerow(header)
     for one in records:
         seeds = [run["verdict"] for run in one.get("seeds", [])]
@@ -83,5 +106,10 @@ def as_csv(records: list[dict[str, Any]]) -> str:
             + [one["verdict"], one.get("decided"), (one.get("estimate") or {}).get("n")]
             + [(one.get(role) or {}).get(key) for role, key in estimates.values()]
             + ([seeds.count(one["verdict"]), len(seeds)] if seeds else [None, None])
+            + [_of_run(one.get(name) or {}, key) for name, key in runs.values()]
         )
     return out.getvalue()
+
+
+def _of_run(run: dict[str, Any], key: str) -> Any:
+    return run.get("verdict") if key == "verdict" else (run.get("estimate") or {}).get(key)

@@ -59,6 +59,9 @@ def figure(name, **more):
 
 def notebook():
     recorded = claims.RecordedRun("large", "n = 9", Estimate(2, 1, 3, 9), "holds")
+    real = claims.RecordedRun("real", "", Estimate(3, 2, 4, 9), "does not hold", model="a model, Q4_1")
+    twin = claims.RecordedRun("untrained", "", None, "not testable here", reason="Task not done.")
+    holds = claims.RecordedRun("untrained", "", Estimate(2, 1, 3, 9), "holds")
     seeds = tuple(
         claims.RecordedRun("seeds", f"seed = {n}", None, verdict)
         for n, verdict in enumerate(("undecided", "holds"))
@@ -79,12 +82,16 @@ def notebook():
             code(
                 "claim(1)",
                 outputs=[
-                    record(1, "undecided", recorded=(recorded,), seeds=seeds),
+                    record(1, "undecided", recorded=(recorded,), seeds=seeds, real=real),
                     finding(1, "undecided"),
                 ],
             ),
             code("claim(2)", outputs=[record(2, "does not hold"), finding(2, "does not hold")]),
-            code("claim(3)", outputs=[record(3, "holds, smaller"), finding(3, "holds, smaller")]),
+            code(
+                "claim(3)",
+                outputs=[record(3, "holds, smaller", untrained=holds), finding(3, "holds, smaller")],
+            ),
+            code("claim(5)", outputs=[record(5, "does not hold", untrained=twin)]),
             code("show()", outputs=[figure("fig-main", alt=MAIN_ALT, main=True)]),
         ],
     )
@@ -208,8 +215,16 @@ def test_the_scoreboard_has_a_row_for_each_claim_grouped_by_paper(site):
     assert cells["This run"].startswith("1.00 [0.50, 1.50]")
     assert cells["Recorded"].startswith("2.0 [1.0, 3.0]")
     assert cells["Seeds"] == "1 of 2 agree"
-    assert "1 of 1 claims" in " ".join(board.select_one(".seeds summary").get_text().split())
-    (changed,) = board.select(".seeds li")
+    assert cells["Real"] == "3.0 [2.0, 4.0] points: does not hold a model, Q4_1"
+    assert cells["Untrained"] == "left out"  # as the facts declare
+    assert (second["data-real"], second["data-untrained"]) == ("does not hold", "left out")
+    assert [rows[i]["data-untrained"] for i in (3, 5)] == ["holds", "not testable here"]
+    by_seed, twins = board.select("details.seeds")
+    assert "1 of 1 claims" in " ".join(by_seed.summary.get_text().split())
+    assert "1 of 2 claims hold on untrained twins" in twins.summary.get_text()
+    assert "1 cannot be tested there" in twins.summary.get_text()
+    assert [item.a.get_text() for item in twins.select("li") if item.a] == [f"{SLUG}.4"]
+    (changed,) = by_seed.select("li")
     assert changed.a["href"] == f"../notebooks/{SLUG}.html#claim-{SLUG}-2"
     assert "seed = 0: undecided; seed = 1: holds" in changed.get_text()
     assert cells["Verdict"] == "✓ holds by a recorded run; this run: undecided"
@@ -232,6 +247,9 @@ def test_the_scoreboards_files_hold_every_claim(site):
         "2",
     )
     assert [float(row[f"estimate{part}"]) for part in ("", ", low", ", high")] == [1, 0.5, 1.5]
+    assert (row["real, verdict"], float(row["real, low"])) == ("does not hold", 2)
+    (held,) = (row for row in rows if row["id"] == f"{SLUG}.4")
+    assert (held["untrained, verdict"], float(held["untrained, value"])) == ("holds", 2)
     assert row["text"] == PAPER.claims[1].text
     assert stored[f"{SLUG}.2"]["recorded"][0]["settings"] == "n = 9"
 

@@ -96,7 +96,7 @@ def test_an_untrained_network_can_show_low_entropy_at_the_bottom_if_it_is_there(
     subject: Subject, pixels: torch.Tensor
 ) -> None:
     """The null of claim 8 and the contrast of 6, 7, 15 and 16, with an effect planted."""
-    fresh = m.untrained(subject, seed=0)
+    fresh = m.reinitialised(subject, seed=0)
     for site, module in (("attn_out", "attention.o_proj"), ("mlp_out", "mlp.fc2")):
         planted = Subject(deepcopy(fresh.model))
         with torch.no_grad():

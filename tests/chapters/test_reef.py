@@ -295,7 +295,7 @@ def measured() -> SimpleNamespace:
     subject = families.subject("llama")
     rest = TEXTS[5:]
     data = m.Data(rest, rest[::-1], TEXTS[:3], TEXTS[2:5], TEXTS)
-    victims = [subject, m.untrained(subject, 1)]
+    victims = [subject, m.reinitialised(subject, 1)]
     judge = m.make_judge(victims, data, 12, DEPTH)
     settings = {"ft_steps": [1, 2], "batch_size": 4, "lr": 1e-3, "prune_ratios": [0.5]}
     children = m.family(subject, data, **settings, relative_depth=DEPTH, seed=0)

@@ -1,6 +1,7 @@
 """Verdicts follow the rule, and a record survives its way through a notebook."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import nbclient
@@ -228,7 +229,8 @@ def test_a_record_travels_in_the_notebook_and_its_row_is_shown_once_and_escaped(
     html = "".join(output["data"]["text/html"])
     parsed = Tags(html)
     assert parsed.balanced
-    assert set(parsed.tags) == {"div", "span", "strong"}  # nothing of the claim's text became a tag
+    plain = {"div", "span", "strong", "small", "details", "summary"}
+    assert set(parsed.tags) == plain  # nothing of the claim's text became a tag
     assert "Fewer &lt;script&gt;" in html
     assert "&lt;i&gt;" in html
     assert "&lt;random&gt;" in html
@@ -297,6 +299,51 @@ def test_a_row_shows_what_recorded_runs_found_and_how_many_seeds_agree(tmp_path,
         assert part in str(record)
     assert "seed = 0: undecided; seed = 1: holds" in str(record)
     assert not claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9)).recorded
+
+
+def unfolded(html):
+    """What a row shows before it is opened."""
+    return re.sub(r"(?s)</summary>.*</details>", "", html)
+
+
+def test_a_row_shows_verdict_sentence_and_numbers_and_folds_all_else():
+    estimate, null = Estimate(25, 15, 35, 9), Estimate(0, -2, 2, 9)
+    row = claims._html(claim("some-paper.1", estimate, null=null, note="Seeds 0-8."))
+    for shown in ("holds", "more", "10 % -&gt; 50 %", "25 [15, 35] points", "0.0 [-2.0, 2.0] points"):
+        assert shown in unfolded(row)
+    for folded in ("difference; 95% interval", "a &lt;random&gt; direction", "reaches 20", "Seeds 0-8."):
+        assert folded in row
+        assert folded not in unfolded(row)
+    assert "Needs a cluster." in unfolded(claims._html(not_testable("some-paper.3")))
+
+
+def test_real_models_and_untrained_twins_stand_in_the_row_and_decide_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path / "results")
+    claims.RESULTS.mkdir()
+    measured = claim("some-paper.1", Estimate(30, 25, 35, 99), null=Estimate(0, -2, 2, 9)).to_json()
+    undone = not_testable("some-paper.2", "Task not done on this model.").to_json()
+    for name, parameters in {"real": {"model": "smollm2"}, "untrained": {"untrained": True}}.items():
+        kept = {"parameters": parameters, "claims": [measured, undone], "versions": {"torch": "9"}}
+        kept["versions"] |= {"smollm2": "Q4_1 of some package"} if name == "real" else {}
+        (claims.RESULTS / f"some-paper--{name}.json").write_text(json.dumps(kept))
+    record = claim("some-paper.1", Estimate(12, -3, 40, 3), null=Estimate(0, -2, 2, 9))
+    assert (record.verdict, record.decided, record.recorded) == ("undecided", "undecided", ())
+    assert (record.real.verdict, record.untrained.verdict) == ("holds", "holds")
+    assert record.real.model == "smollm2, Q4_1"
+    row = claims._html(record)
+    for shown in ("smollm2, Q4_1: ✓ holds", "untrained: ✓ holds"):
+        assert shown in unfolded(row)
+    second = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
+    assert "not measured: not testable here  (Task not done on this model. untrained = True" in str(second)
+
+    explained = PAPER.replace("cost, no_null:", "cost, twin_holds: Shapes alone do it., no_null:")
+    (folder / "some-paper.yml").write_text(explained, encoding="utf-8")
+    assert "(Shapes alone do it. Task not done" in str(claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9)))
+    left_out = PAPER.replace("cost, no_null:", "cost, no_twin: It compares trainings., no_null:")
+    (folder / "some-paper.yml").write_text(left_out, encoding="utf-8")
+    record = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
+    assert record.untrained is None
+    assert "left out  (It compares trainings.)" in str(record)
 
 
 def test_a_recorded_run_is_decided_by_the_rule_as_it_is_now(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ presets:
   smoke: {n_seeds: 2, rate: 0.5, layers: [1, 2], fast: true, mask: null}
   organism: {}
   gpu: {model: some/model}
+  untrained: {untrained: true}
 claims:
   - id: some-paper.1
     text: It works.
@@ -93,6 +94,9 @@ def test_null_is_a_key_of_a_rule_and_not_yamls_none(folder):
         ("id: some-paper.2", "id: some-paper.3", "expected, in order, some-paper.1, some-paper.2"),
         ("  organism: {}\n", "", "missing: organism"),
         ("  gpu: {", "  tpu: {", "presets.tpu"),
+        ("  untrained: {untrained: true}\n", "", "would say nothing on untrained networks: some-paper.1"),
+        ("{untrained: true}", "{untrained: false}", "the preset `untrained` sets `untrained: true`, or"),
+        ("unit: points", "no_twin: It trains.\n    twin_holds: x", "that `no_twin` leaves out"),
         ("slug: some-paper", "slug: other-paper", "other-paper"),
         ("title: ", "title: [", "while parsing"),
         ("asks: Does it work?", "asks: {{ question }}", "asks: Input should be a valid string"),
@@ -118,6 +122,12 @@ def test_a_planned_paper_needs_neither_presets_nor_rules(folder):
     start, end = planned.index("presets:"), planned.index("claims:")
     (folder / "some-paper.yml").write_text(planned[:start] + "presets: {}\n" + planned[end:])
     assert papers.read("some-paper").claims[0].rule is None
+
+
+def test_a_chapter_whose_claims_would_say_nothing_on_untrained_networks_needs_no_such_preset(folder):
+    without = GOOD.replace("  untrained: {untrained: true}\n", "")
+    (folder / "some-paper.yml").write_text(without.replace("unit: points", "no_twin: It compares trainings."))
+    assert papers.read("some-paper").claims[0].no_twin == "It compares trainings."
 
 
 def test_all_broken_files_are_named_at_once(folder):

