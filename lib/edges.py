@@ -18,6 +18,7 @@ edges is run as the difference from a circuit that was run before, in nodes that
 the answers' positions if no attention looks elsewhere; and ACDC's next questions are answered in one batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -261,7 +262,7 @@ class Patcher:
             One estimate an edge; NaN where there is none.
 
         Raises:
-            ValueError: there is no step.
+            ValueError: there is no step, or the metric's gradient is not finite.
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: the gradient needs at least one run")
@@ -278,6 +279,8 @@ class Patcher:
             for (rows, everywhere, _), gradient in zip(run.reads, gradients, strict=True):
                 delta = sent if everywhere else self._at_answers(sent)
                 estimates[rows] -= torch.einsum("rvbtd,svbtd->rs", gradient, delta).to(estimates) / steps
+        if not estimates[self.graph.exists].isfinite().all():
+            raise ValueError("the metric's gradient is not finite: no edge can be judged by it")
         return estimates.where(self.graph.exists, torch.nan)
 
     def _at_answers(self, x: Float[Tensor, "*axes batch seq d"]) -> Float[Tensor, "*axes batch n d"]:
@@ -421,7 +424,7 @@ def acdc(
             answers are right. The result is the same: only what was asked for is used.
 
     Raises:
-        ValueError: tau is not positive, or the order does not name each edge once.
+        ValueError: tau is not positive, the order does not name each edge once, or the metric is not finite.
     """
     graph, n_passes = patcher.graph, patcher.n_passes
     if not tau > 0:
@@ -446,6 +449,11 @@ def acdc(
         if heads[step] != precision:
             precision, current = heads[step], measured.whole(circuit, heads[step])
         value = measured.without(circuit, without, step, current)
+        if not math.isfinite(value - current):
+            raise ValueError(
+                f"the metric is {current} for {int(circuit.sum())} edges, and {value} without one of them: "
+                "no edge can be judged by what is not finite"
+            )
         effects[r, s] = value - current
         if value - current < tau:
             circuit, current = without, value

@@ -1,12 +1,13 @@
 """Batched generation and answer log-probabilities against slow, one-at-a-time references."""
 
 from contextlib import ExitStack
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, picture, subject
+from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, picture, subject, tokenizer
 
 from lib.encode import inputs
 from lib.generate import answer_logprobs, generate, next_logprobs
@@ -225,6 +226,94 @@ def test_an_edit_that_hides_the_image_makes_all_answers_the_same(family, site):
     assert (said.ids == said.ids[0]).all()
 
 
+def broken_at(n_tokens, value):
+    """An edit that makes values of the second text, in passes over so many tokens, not finite."""
+
+    def spoil(x):
+        if n_tokens is None or x.shape[1] == n_tokens:
+            x[1] = value
+        return x
+
+    return spoil
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llava"])
+def test_logits_that_are_not_finite_are_no_answer_but_an_error_that_names_the_token(family, value):
+    s = subject(family)
+    images = pictures(s)
+    with edit(s, "resid_post", layer=2, fn=broken_at(None, value)):
+        for asked in (
+            lambda: generate(s, TEXTS, images, max_new_tokens=2),
+            lambda: next_logprobs(s, TEXTS, images),
+            lambda: answer_logprobs(s, TEXTS, images, answers=ANSWERS),
+        ):
+            with pytest.raises(FloatingPointError, match="logits that are not finite for token 1 after"):
+                asked()
+    with (
+        edit(s, "resid_post", layer=2, fn=broken_at(1, value)),
+        pytest.raises(FloatingPointError, match="logits that are not finite for token 2 after"),
+    ):
+        generate(s, TEXTS, images, max_new_tokens=2)
+
+
+def test_a_word_that_a_model_rules_out_has_the_log_probability_minus_infinity():
+    """Padding of the vocabulary, for example: single logits may well be minus infinity."""
+    s = Subject(deepcopy(subject("llama").model), subject("llama").processor)
+    expected = next_logprobs(s, TEXTS)
+    handle = s.model.lm_head.register_forward_hook(
+        lambda module, args, y: y.index_fill(-1, RULED_OUT, -np.inf)
+    )
+    found = next_logprobs(s, TEXTS)
+    handle.remove()
+    assert (found[:, RULED_OUT] == -np.inf).all()
+    assert (found[:, :90] > expected[:, :90]).all()
+
+
+RULED_OUT = torch.arange(90, 96)
+
+
+def test_half_precision_that_overflows_is_an_error():
+    s = Subject(deepcopy(subject("llama").model).half(), subject("llama").processor)
+    with torch.no_grad():
+        s.model.model.layers[1].mlp.down_proj.weight.mul_(1e4)
+        s.model.model.layers[1].mlp.up_proj.weight.mul_(1e4)
+    with pytest.raises(FloatingPointError, match="half precision overflows"):
+        generate(s, TEXTS, max_new_tokens=2)
+
+
+def mllama():
+    """Its images are read by cross-attention, whose mask says which tokens see which image."""
+    text = LLAMA_SIZE | {
+        "cross_attention_layers": [1],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    vision = {"hidden_size": 32, "attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    vision |= {"num_global_layers": 1, "image_size": 16, "patch_size": 4, "max_num_tiles": 2}
+    vision |= {
+        "vision_output_dim": 64,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1]],
+    }
+    config = hf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_ID)
+    torch.manual_seed(0)
+    model = hf.MllamaForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = hf.MllamaImageProcessor(size={"height": 16, "width": 16}, max_image_tiles=2)
+    return Subject(model, hf.MllamaProcessor(images, tokenizer(), chat_template=None))
+
+
+def test_what_a_decoded_token_sees_of_an_image_is_what_the_model_itself_lets_it_see():
+    s = mllama()
+    images = pictures(s)
+    batch = s.encode(TEXTS, images)
+    assert "cross_attention_mask" in batch
+    expected = s.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+    found = generate(s, TEXTS, images, max_new_tokens=NEW).ids
+    assert torch.equal(found, expected[:, batch["input_ids"].shape[1] :])
+
+
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_quantised_weights_generate_under_edits(tmp_path, bits):
     pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
@@ -277,6 +366,7 @@ def test_images_are_8_bit_arrays_or_pictures():
         (answer_logprobs, {"texts": TEXTS, "answers": [["a"]]}, "3 texts and 1 entries of answers"),
         (answer_logprobs, {"texts": TEXTS, "answers": ["yes", "no", "a"]}, "a list of answers for each text"),
         (answer_logprobs, {"texts": TEXTS[:1], "answers": [["a", ""]]}, "the answer '' has no token"),
+        (answer_logprobs, {"texts": TEXTS[:2], "answers": [["a"], []]}, "each text at least one answer"),
     ],
 )
 def test_mistakes_are_named(function, arguments, message):
