@@ -233,16 +233,17 @@ def not_testable(id: str, reason: str = "", note: str = "") -> ClaimRecord:
     return _recorded(ClaimRecord(facts, "not testable here", reason or facts.reason or "", note=note))
 
 
-def task_not_done(accuracy: Estimate, chance: float) -> str:
+def task_not_done(accuracy: Estimate, chance: float, what: str = "an accuracy of") -> str:
     """Why nothing can be said about how a model does a task: its accuracy may be chance. Else an empty text.
 
     Args:
         accuracy: with its interval over the task's examples, or over networks.
         chance: what guessing gives, in the same unit.
+        what: what the accuracy is, in words that stand before its number.
     """
     if accuracy.low > chance:
         return ""
-    return f"Task not done on this model: an accuracy of {accuracy}, where guessing gives {chance:.3g}."
+    return f"Task not done on this model: {what} {accuracy}, where guessing gives {chance:.3g}."
 
 
 def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tuple[Verdict, str]:
