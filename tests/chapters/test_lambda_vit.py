@@ -521,5 +521,7 @@ def test_a_model_that_guesses_is_said_not_to_do_the_task(
 def test_a_network_with_two_classifiers_is_refused_by_name(tmp_path: Path) -> None:
     config = DeiTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"WithTeacher; the chapter needs a ViTForImageClassification or DeiT"):
+    with pytest.raises(
+        ValueError, match=r"WithTeacher; the chapter needs a ViTForImageClassification or DeiT"
+    ):
         m.base_networks(str(tmp_path), 2, "cpu", "float32")
