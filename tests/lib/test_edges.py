@@ -432,9 +432,7 @@ def test_bad_input_is_refused_in_words():
     with pytest.raises(ValueError, match="steps=0: the gradient needs at least one run"):
         p.attribution(difference, steps=0)
     for bad in (math.nan, math.inf):
-        with pytest.raises(
-            ValueError, match=r"the metric is (nan|inf|-inf) for 262 edges, and .* with"
-        ):
+        with pytest.raises(ValueError, match=r"the metric is (nan|inf|-inf) for 262 edges, and .* with"):
             acdc(p, lambda logits, bad=bad: bad * difference(logits), 0.1)
         with pytest.raises(ValueError, match="the metric's gradient is not finite"):
             p.attribution(lambda logits, bad=bad: bad * difference(logits))
