@@ -106,7 +106,7 @@ X, Y = np.random.default_rng(0).normal(size=(12, 2)), np.arange(12) % 2
         ({"labels": np.ma.masked_equal(Y, 1)}, "a masked array was given"),
         ({"n_folds": 1}, "at least one train/test split"),
         ({"n_folds": 0}, "at least one train/test split"),
-        ({"C": 0}, "parameter of LogisticRegression must be a float"),
+        ({"C": 0}, "The 'C' parameter"),
         ({"features": X[:0], "labels": Y[:0]}, r"features \(0, 2\) must be \(n, d\), n > 0"),
         ({"n_folds": 7}, "n_folds=7, but one class has only 6"),
         ({"groups": np.arange(12) // 4}, "n_folds=5, but one class has only 3 examples or groups"),
