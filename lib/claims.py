@@ -59,7 +59,7 @@ class RecordedRun:
     model: str = ""
     """Where the run chose another one; of a packaged model with the number format of its weights."""
     reason: str = ""
-    """Why the claim could not be tested there."""
+    """Why the claim could not be tested there, or why it holds on untrained networks."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,13 @@ class ClaimRecord:
                 yield "Null", self.quantity(self.null), claim.null or ""
             if self.contrast:
                 yield "Contrast", self.quantity(self.contrast), claim.contrast or ""
-        runs = [("Recorded", run) for run in self.recorded]
-        if self.real:
-            runs.append(("Real model", self.real))
-        if self.untrained:
-            runs.append(("Untrained", self.untrained))
-        for label, run in runs:
-            value = self.quantity(run.estimate) if run.estimate else "not measured"
-            made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
-            about = [run.reason, f"{run.settings} ({made})" if made else run.settings]
-            if label == "Untrained":
-                about.insert(0, claim.twin_holds or "")
-            yield label, f"{value}: {run.verdict}", " ".join(filter(None, about))
+        recorded = [("Recorded", run) for run in self.recorded]
+        for label, run in (*recorded, ("Real model", self.real), ("Untrained", self.untrained)):
+            if run:
+                value = self.quantity(run.estimate) if run.estimate else "not measured"
+                made = ", ".join(filter(None, [run.date, run.commit[:7], run.versions]))
+                about = [run.reason, f"{run.settings} ({made})" if made else run.settings]
+                yield label, f"{value}: {run.verdict}", " ".join(filter(None, about))
         if claim.no_twin:
             yield "Untrained", "left out", claim.no_twin
         if self.seeds:
@@ -238,16 +233,17 @@ def not_testable(id: str, reason: str = "", note: str = "") -> ClaimRecord:
     return _recorded(ClaimRecord(facts, "not testable here", reason or facts.reason or "", note=note))
 
 
-def task_not_done(accuracy: Estimate, chance: float) -> str:
+def task_not_done(accuracy: Estimate, chance: float, what: str = "an accuracy of") -> str:
     """Why nothing can be said about how a model does a task: its accuracy may be chance. Else an empty text.
 
     Args:
         accuracy: with its interval over the task's examples, or over networks.
         chance: what guessing gives, in the same unit.
+        what: what the accuracy is, in words that stand before its number.
     """
     if accuracy.low > chance:
         return ""
-    return f"Task not done on this model: an accuracy of {accuracy}, where guessing gives {chance:.3g}."
+    return f"Task not done on this model: {what} {accuracy}, where guessing gives {chance:.3g}."
 
 
 def decide(rule: Rule, estimate: Estimate, null: Estimate | None = None) -> tuple[Verdict, str]:
@@ -340,9 +336,7 @@ def _find(id: str) -> papers.Claim:
 
 def _recorded(record: ClaimRecord) -> ClaimRecord:
     """Shows a record together with what larger runs, kept in `data/results`, measured for its claim."""
-    runs: list[RecordedRun] = []
-    seeds: list[RecordedRun] = []
-    columns: dict[str, RecordedRun] = {}
+    runs: dict[str, list[RecordedRun]] = {kind: [] for kind in ("recorded", "seeds", *COLUMNS)}
     for path in sorted(RESULTS.glob(f"{record.slug}--*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
         versions = kept.get("versions", {})
@@ -355,25 +349,28 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
             verdict: Verdict = "not testable here"
             if record.claim.rule and estimate:  # decided by the rule as it is now
                 verdict = decide(record.claim.rule, estimate, null if record.claim.null else None)[0]
-            model = run["parameters"].get("model", "")
-            found = RecordedRun(
-                name=path.stem.partition("--")[2],
-                settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
-                estimate=estimate,
-                verdict=verdict,
-                date=kept.get("date", ""),
-                commit=kept.get("commit") or "",
-                versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
-                model=", ".join(filter(None, [model, versions.get(model, "").partition(" of ")[0]])),
-                reason="" if estimate else stored.get("reason", ""),
+            name, model = path.stem.partition("--")[2], run["parameters"].get("model", "")
+            kind = name if name in COLUMNS else "seeds" if "runs" in kept else "recorded"
+            on_twins = (
+                record.claim.twin_holds if kind == "untrained" and verdict.startswith("holds") else None
             )
-            if found.name in COLUMNS:
-                columns[found.name] = found
-            else:
-                (seeds if "runs" in kept else runs).append(found)
+            runs[kind].append(
+                RecordedRun(
+                    name=name,
+                    settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
+                    estimate=estimate,
+                    verdict=verdict,
+                    date=kept.get("date", ""),
+                    commit=kept.get("commit") or "",
+                    versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
+                    model=", ".join(filter(None, [model, versions.get(model, "").partition(" of ")[0]])),
+                    reason=(on_twins if estimate else stored.get("reason")) or "",
+                )
+            )
     if record.claim.no_twin or not record.claim.testable:
-        columns.pop("untrained", None)
-    shown = ClaimRecord(**vars(record) | columns | {"recorded": tuple(runs), "seeds": tuple(seeds)})
+        runs["untrained"].clear()
+    found = {kind: next(iter(of), None) if kind in COLUMNS else tuple(of) for kind, of in runs.items()}
+    shown = ClaimRecord(**vars(record) | found)
     shown.show()
     return shown
 
@@ -388,7 +385,6 @@ def _row() -> Any:
 
 def _html(record: ClaimRecord) -> str:
     """The row; below its numbers a strip on which the claimed side is shaded."""
-    css, sign, colour = BADGES[record.verdict]
     dots, side, rule = [], "", record.claim.rule
     if rule and record.estimate:
         shown = [(record.estimate, "currentColor"), (record.null or record.contrast, "#808080")]
@@ -401,13 +397,4 @@ def _html(record: ClaimRecord) -> str:
         dots = [(fill, percent(e.low), percent(e.value), percent(e.high)) for e, fill in shown if e]
         null = percent(rule.null)
         side = f"left: {null}%; right: 0" if rule.direction == "greater" else f"left: 0; width: {null}%"
-    return _row().render(
-        record=record,
-        badges=BADGES,
-        css=css,
-        sign=sign,
-        colour=f"var(--{css}, {colour})",
-        dots=dots,
-        side=side,
-        why=f"{record.reason[:1].upper()}{record.reason[1:].rstrip('.')}.",
-    )
+    return _row().render(record=record, badges=BADGES, dots=dots, side=side)

@@ -180,7 +180,7 @@ def load(
         dtype = torch.float32
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device}
     if quantization:
-        arguments["quantization_config"] = _quantization(quantization)
+        arguments["quantization_config"] = _quantization(quantization, dtype)
     source: Path | None = folder
     if parent := differences.parent(folder, organisms.FOLDER):
         source, arguments["state_dict"] = None, differences.join(folder, parent)
@@ -419,11 +419,13 @@ def images_only(processor: Any) -> Any:
     return ImagesOnly
 
 
-def _quantization(bits: str) -> transformers.BitsAndBytesConfig:
+def _quantization(bits: str, dtype: str | torch.dtype) -> transformers.BitsAndBytesConfig:
     if bits not in ("8bit", "4bit"):
         raise ValueError(f"quantization={bits!r}: it is None, '8bit' or '4bit'")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(f"quantization={bits!r} needs bitsandbytes; install it: pip install bitsandbytes")
     if bits == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    # GPUs before Ampere (Colab's T4) have no units for bfloat16: whoever asks for float16 computes in it.
+    compute = dtype if str(dtype).removeprefix("torch.") in ("float16", "bfloat16") else torch.bfloat16
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)

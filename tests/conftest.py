@@ -3,6 +3,15 @@
 import pytest
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is marked weekly waits for `-m weekly`."""
+    if "weekly" not in config.getoption("markexpr"):
+        left_out = pytest.mark.skip(reason="weekly: pytest -m weekly")
+        for item in items:
+            if item.get_closest_marker("weekly"):
+                item.add_marker(left_out)
+
+
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """The report on every chapter at its `smoke` preset; of two test processes one runs, the other waits."""

@@ -10,7 +10,7 @@ import json
 import linecache
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
 from types import ModuleType
@@ -37,10 +37,10 @@ SENTENCES = [
         OBJECTS, (*CELLS, *CELLS), strict=False,
     ) for colour in (*COLOURS, *PAINTS) if thing != "hourglass" and colour != "magenta"),
     *(f"The {shape} is {paint}. What color is the {shape}?" for shape in SHAPES for paint in PAINTS),
-    "Please describe this image in detail. Is there a person in the image? Yes, there is. No, there is not.",
+    "Please describe this image in detail. Is there a person in the image? Yes, there is. No, it is not.",
     "A dog and a cat lie on a couch beside a dining table; two people hold a tennis racket and a frisbee.",
-    "Answer with the option's letter from the given choices directly. Answer with one word. Context: Options:",
-    "(A) the first (B) the second (C) the third (D) the fourth (E) the fifth. USER: ASSISTANT: user assistant",
+    "Answer with the option's letter from the given choices directly. Answer with one word. Context:",
+    "Options: (A) the first (B) the second (C) the third (D) the fourth (E) the fifth. USER: ASSISTANT:",
 ]  # fmt: skip
 """What the tokenizers learn their merges from: words that chapters use, with the space before them.
 
@@ -54,21 +54,24 @@ VICUNA = (
 )
 """It writes no token for the beginning of the text: the tokenizer does."""
 QWEN = (
-    "<|im_start|>system\nAnswer well.<|im_end|>\n{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "<|im_start|>system\nAnswer well.<|im_end|>\n{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 INTERLEAVE = (
     "{% for message in messages %}<|im_start|>{{ message.role }} "
     "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}<|im_end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SMOL = (
     "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>"
+    "{% else %} {{ part.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -234,25 +237,26 @@ def smol_vlm(n_layers: int) -> Made:
     )
 
 
-MODELS: dict[str, Callable[[], Made]] = {
-    "llava-hf/llava-1.5-7b-hf": lambda: llava(32),
-    "llava-hf/llava-1.5-13b-hf": lambda: llava(40),
-    "llava-hf/llava-v1.6-vicuna-7b-hf": lambda: llava_next(32),
-    "llava-hf/llava-interleave-qwen-0.5b-hf": lambda: llava_interleave(24),
-    "Qwen/Qwen2-VL-2B-Instruct": lambda: qwen_vl(28, "Qwen2VL"),
-    "Qwen/Qwen2-VL-7B-Instruct": lambda: qwen_vl(28, "Qwen2VL"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": lambda: qwen_vl(36, "Qwen2_5_VL"),
-    "Qwen/Qwen2.5-VL-7B-Instruct": lambda: qwen_vl(28, "Qwen2_5_VL"),
-    "HuggingFaceTB/SmolVLM-256M-Instruct": lambda: smol_vlm(30),
+MODELS: dict[str, tuple[Callable[[int], Made], int]] = {
+    "llava-hf/llava-1.5-7b-hf": (llava, 32),
+    "llava-hf/llava-1.5-13b-hf": (llava, 40),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (llava_next, 32),
+    "llava-hf/llava-interleave-qwen-0.5b-hf": (llava_interleave, 24),
+    "Qwen/Qwen2-VL-2B-Instruct": (partial(qwen_vl, version="Qwen2VL"), 28),
+    "Qwen/Qwen2-VL-7B-Instruct": (partial(qwen_vl, version="Qwen2VL"), 28),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (partial(qwen_vl, version="Qwen2_5_VL"), 36),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (partial(qwen_vl, version="Qwen2_5_VL"), 28),
+    "HuggingFaceTB/SmolVLM-256M-Instruct": (smol_vlm, 30),
 }
-"""Hub id -> its stand-in, with the number of blocks of the real one."""
+"""Hub id -> what makes its stand-in, and the number of blocks of the real one."""
 
 
 @cache
-def folder(name: str) -> Path:
-    """A folder with the stand-in of a hub model, in the ordinary format."""
+def folder(name: str, depth: int = 100) -> str:
+    """A folder with the stand-in of a hub model in the ordinary format, of at most so many blocks."""
     torch.manual_seed(0)
-    model, processor = MODELS[name]()
+    make, n_layers = MODELS[name]
+    model, processor = make(min(n_layers, depth))
     with torch.no_grad():
         for parameter in model.parameters():  # attention far from uniform, and logits that differ
             if parameter.ndim > 1:
@@ -260,7 +264,7 @@ def folder(name: str) -> Path:
     path = Path(mkdtemp(prefix=name.replace("/", "--") + "-"))
     model.save_pretrained(path)
     processor.save_pretrained(path)
-    return path
+    return str(path)
 
 
 # Tiny data sets in the schema of the real ones
@@ -274,7 +278,7 @@ def _photograph(path: Path, rng: np.random.Generator) -> None:
 
 
 @cache
-def coco_folder(n: int = 40) -> Path:
+def coco_folder(n: int = 40) -> str:
     """Photographs (noise) with COCO's annotations and POPE's questions, as their authors store them."""
     folder, rng = Path(mkdtemp(prefix="coco-")), np.random.default_rng(0)
     names = {10 * (k + 1): name for k, name in enumerate(COCO_NAMES)}
@@ -306,11 +310,11 @@ def coco_folder(n: int = 40) -> Path:
                     }
                 )
         (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, lines)))
-    return folder
+    return str(folder)
 
 
 @cache
-def science_folder(n: int = 40) -> Path:
+def science_folder(n: int = 40) -> str:
     """Questions of ScienceQA with images of several shapes (noise), as its authors store them."""
     folder, rng = Path(mkdtemp(prefix="scienceqa-")), np.random.default_rng(0)
     problems, ids = {}, {"val": [], "test": []}
@@ -328,7 +332,7 @@ def science_folder(n: int = 40) -> Path:
         ids[split].append(str(i))
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps(ids))
-    return folder
+    return str(folder)
 
 
 # A chapter's cells, run in this process

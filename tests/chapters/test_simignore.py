@@ -1,5 +1,8 @@
 """The method cells of notebooks/simignore.ipynb: the very code that the reader reads."""
 
+import re
+
+import hub_models
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from data.sets.questions import MultipleChoice
 from data.worlds.scenes import CELL_OF_PATCH, OBJECTS
-from lib import chapters
+from lib import chapters, papers
 from lib.hooks import capture, edit
 from lib.models import Subject
 
@@ -530,3 +533,32 @@ def test_a_question_of_scienceqa_goes_the_whole_way(llava: Subject) -> None:
     assert prompts.image.shape == (2, N)
     orders = {"any": torch.arange(N).expand(2, N)}
     assert m.sweep(llava, items, orders, {"any": [0]}, batch_size=2, label="")["any", 0].shape == (2,)
+
+
+LISTED = papers.read("simignore").models
+SMALLER = {"n_questions": 8, "n_validation": 8, "n_rounds": 5, "batch_size": 4, "shares": [0.5]}
+SMALLER |= {"device": "cpu", "dtype": "float32", "quantization": ""}
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "depth"),
+    [
+        (LISTED[0], "gpu", 7),
+        *(pytest.param(name, "gpu", 99, marks=pytest.mark.weekly) for name in LISTED),
+        pytest.param(LISTED[0], "colab", 99, marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
+    model: str, preset: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights answer no question of ScienceQA: nothing that rests on answers is judged."""
+    of = {"model": hub_models.folder(model, depth), "data": hub_models.science_folder()}
+    run = hub_models.run_chapter("simignore", preset, monkeypatch, **SMALLER | of)
+    assert run.names["N"] == 24 * 24
+    for n in (1, 4, 5, 6, 7, 9, 11, 14, 15, 16):
+        row = run.records[f"simignore.{n}"]
+        assert row.verdict == "not testable here"
+        assert row.reason.startswith("Task not done on this model: an accuracy of")
+    assert run.records["simignore.12"].verdict != "not testable here"  # where vectors lie, not what is said
+    said = " ".join(f"{row.note} {row.reason} {row.claim.statistic}" for row in run.records.values())
+    assert not re.search("clutter|scenes|as in training", said)  # words of the organisms' world

@@ -336,9 +336,11 @@ def test_real_models_and_untrained_twins_stand_in_the_row_and_decide_nothing(fol
     second = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
     assert "not measured: not testable here  (Task not done on this model. untrained = True" in str(second)
 
-    explained = PAPER.replace("cost, no_null:", "cost, twin_holds: Shapes alone do it., no_null:")
+    explained = PAPER.replace("difference, unit:", "difference, twin_holds: Shapes alone do it., unit:")
     (folder / "some-paper.yml").write_text(explained, encoding="utf-8")
-    assert "(Shapes alone do it. Task not done" in str(claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9)))
+    row = str(claim("some-paper.1", Estimate(12, -3, 40, 3), null=Estimate(0, -2, 2, 9)))
+    assert row.count("Shapes alone do it.") == 1
+    assert "30.0 [25.0, 35.0] points: holds  (Shapes alone do it. untrained = True (torch 9))" in row
     left_out = PAPER.replace("cost, no_null:", "cost, no_twin: It compares trainings., no_null:")
     (folder / "some-paper.yml").write_text(left_out, encoding="utf-8")
     record = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
