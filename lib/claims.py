@@ -200,8 +200,9 @@ def claim(
     """
     facts = _find(id)
     if untestable:
-        measured = f"It measured {estimate} {facts.unit or ''}".rstrip()
-        return not_testable(id, f"{untestable} {measured}.", note)
+        # an interval without width would be copies of one network
+        shown = estimate if estimate.low < estimate.high else f"{estimate.value:.4g}"
+        return not_testable(id, f"{untestable} It measured {shown} {facts.unit or ''}".rstrip() + ".", note)
     for role, given in (("estimate", estimate), ("null", null), ("contrast", contrast)):
         announced = role == "estimate" or getattr(facts, role) is not None
         if announced != (given is not None) and role != "estimate":

@@ -313,3 +313,13 @@ def test_white_on_a_verdicts_colour_can_be_read_in_light_and_dark(css):
     if css != "wp-untested":  # the badges' own colour
         assert f".badge.{css} {{ background: var(--{css}); }}" in style
         assert f".strip .{css} {{ background: var(--{css}); }}" in style
+
+
+@pytest.mark.parametrize("slug", [p.slug for p in papers.all_papers() if "untrained" in p.presets])
+def test_a_chapter_is_recorded_on_untrained_twins_and_what_holds_there_is_explained(slug):
+    facts = papers.read(slug).claims
+    on_twins = {claim.id: claims._recorded(claims.ClaimRecord(claim, "undecided", "")) for claim in facts}
+    tried = {id for id, found in on_twins.items() if found.untrained}
+    assert tried == {claim.id for claim in facts if claim.testable and not claim.no_twin}
+    hold = {id for id in tried if on_twins[id].untrained.verdict.startswith("holds")}
+    assert hold == {claim.id for claim in facts if claim.twin_holds}

@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_models import run_chapter
+from hub_nets import folder, images
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
-from lib import chapters
+from lib import chapters, papers
 from lib.models import Subject
 from lib.organisms import FOLDER
 
@@ -474,3 +482,46 @@ def test_a_model_without_images_of_its_own_or_with_too_few_classes_says_what_to_
     narrow.model.config.num_labels = 2
     with pytest.raises(ValueError, match="set new_head=True"):
         m.make_task(str(checkpoint), [narrow], str(real_images), **sizes)
+
+
+LISTED = papers.read("lambda-vit").models
+SMALLER = {"n_train": 64, "n_test": 8, "n_examples": 8, "n_seeds": 2, "dilute_steps": 1, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        (LISTED[0], "gpu"),
+        *(pytest.param(name, "gpu", marks=pytest.mark.weekly) for name in (*LISTED[1:], "another/deit")),
+        pytest.param(LISTED[0], "colab", marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_and_copies_of_it_are_one_network(
+    model: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_chapter("lambda-vit", preset, monkeypatch, model=folder(model), data=images(), **SMALLER)
+    assert run.names["tasks"][0].train.shape[1:] == (3, 224, 224)
+    one_network = run.records["lambda-vit.6"]
+    assert one_network.verdict == "not testable here"
+    assert one_network.reason.startswith("One network")
+
+
+def test_a_model_that_guesses_is_said_not_to_do_the_task(
+    checkpoint: Path, real_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own random head answers, and it knows no class."""
+    small = {"data": str(real_images), "new_head": False, "n_remove": 2, "n_train": 16, "batch_size": 4}
+    run = run_chapter("lambda-vit", "gpu", monkeypatch, model=str(checkpoint), **SMALLER | small)
+    for n in (1, 3, 4, 5, 8, 10, 13):
+        row = run.records[f"lambda-vit.{n}"]
+        assert row.verdict == "not testable here"
+        assert row.reason.startswith("Task not done on this model: an accuracy of")
+
+
+def test_a_network_with_two_classifiers_is_refused_by_name(tmp_path: Path) -> None:
+    config = DeiTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"WithTeacher; the chapter needs a ViTForImageClassification or DeiT"
+    ):
+        m.base_networks(str(tmp_path), 2, "cpu", "float32")

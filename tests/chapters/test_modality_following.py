@@ -1,13 +1,14 @@
 """The method cells of notebooks/modality-following.ipynb: the very code that the reader reads."""
 
 import families
+import hub_models
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from lib import chapters
+from lib import chapters, papers
 from lib.generate import next_logprobs
 from lib.models import Subject
 from lib.stats import Estimate
@@ -269,15 +270,17 @@ def test_resamples_draw_as_many_images_as_there_are_and_row_zero_takes_each_once
     assert len(np.unique(weights, axis=0)) == 101
 
 
-def test_bins_hold_equally_many_items_in_order_and_too_few_items_are_named() -> None:
+def test_bins_hold_equally_many_items_in_order_and_few_items_make_fewer_bins() -> None:
     x, y = curve(-2, 0, 120, seed=3)
     centre, share = m.equal_count_bins(x, y, 12)
     assert (np.diff(centre) > 0).all()
     assert [e.n for e in share] == [10] * 12
     order = np.argsort(x)
     np.testing.assert_allclose([e.value for e in share], y[order].reshape(12, 10).mean(1))
-    with pytest.raises(ValueError, match="n_bins=12, but only 5 items count"):
-        m.equal_count_bins(x[:5], y[:5], 12)
+    few, shares = m.equal_count_bins(x[:5], y[:5], 12)
+    np.testing.assert_allclose(few, np.sort(x[:5]))
+    assert [e.n for e in shares] == [1] * 5
+    assert m.equal_count_bins(x[:0], y[:0], 12)[1] == []
 
 
 # The test of shape
@@ -447,3 +450,43 @@ def test_the_family_stands_for_its_variants_and_their_seeds_and_any_other_name_f
     found = m.model_names("conflict-vlm", ["another"])
     assert found == [*m.VARIANTS, f"{m.VARIANTS[0]}-seed1", "another"]
     assert m.model_names("some/model", []) == ["some/model"]
+
+
+# Real classes
+
+LISTED = papers.read("modality-following").models
+SMALLER = {"n_images": 28, "n_texts": 1, "n_boot": 50, "batch_size": 7, "others": [], "quantization": ""}
+SMALLER |= {"device": "cpu", "dtype": "float32"}
+JUDGED = (1, 4, 6, 7, 9, 10, 12, 13)
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "depth"),
+    [
+        ("llava-hf/llava-interleave-qwen-0.5b-hf", "gpu", 3),
+        *(pytest.param(name, "gpu", 99, marks=pytest.mark.weekly) for name in LISTED),
+        pytest.param("Qwen/Qwen2.5-VL-3B-Instruct", "colab", 99, marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
+    model: str, preset: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights know no colour: no choice between image and sentence is judged."""
+    of = {"model": hub_models.folder(model, depth)}
+    run = hub_models.run_chapter("modality-following", preset, monkeypatch, **SMALLER | of)
+    for n in JUDGED:
+        row = run.records[f"modality-following.{n}"]
+        assert row.verdict == "not testable here"
+        assert row.reason.startswith("Task not done on this model: of the ")
+    said = " ".join(f"{row.note} {row.reason} {row.claim.statistic}" for row in run.records.values())
+    assert "rganism" not in said
+
+
+def test_a_copy_of_a_checkpoint_is_no_further_model_and_a_run_without_an_item_reaches_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = hub_models.folder("Qwen/Qwen2.5-VL-3B-Instruct", 3)
+    none_counts = {"model": folder, "others": [f"{folder}/."], "min_total_entropy": 1e6}
+    run = hub_models.run_chapter("modality-following", "gpu", monkeypatch, **SMALLER | none_counts)
+    assert run.names["names"] == [folder]
+    assert len(run.names["decided"][folder].item) == 0
