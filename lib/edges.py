@@ -278,7 +278,7 @@ class Patcher:
                 sent = run.kept(0).sent
             for (rows, everywhere, _), gradient in zip(run.reads, gradients, strict=True):
                 delta = sent if everywhere else self._at_answers(sent)
-                estimates[rows] -= torch.einsum("rvbtd,svbtd->rs", gradient, delta).to(estimates) / steps
+                estimates[rows] -= (gradient.flatten(1) @ delta.flatten(1).mT).to(estimates) / steps
         if not estimates[self.graph.exists].isfinite().all():
             raise ValueError("the metric's gradient is not finite: no edge can be judged by it")
         return estimates.where(self.graph.exists, torch.nan)
@@ -567,8 +567,8 @@ class _Run:
 
     def read(self, rows: np.ndarray | list[int], everywhere: bool, half: int) -> Tensor:
         """What receivers read, x_r above, through their norm: row variant batch seq d_model."""
-        # Rows of equal edges are computed once, unless each has gradients of its own; so are equal variants.
-        apart, first = self.watch or self.weights.requires_grad, dict[Any, int]()
+        # Rows of equal edges are computed once, unless they have gradients; so are equal variants.
+        apart, first = self.weights.requires_grad, dict[Any, int]()
         place = [first.setdefault(r if apart else self.edges[:, r].tobytes(), r) for r in rows]
         own = list(first.values())
         same = not self.weights.requires_grad and (self.edges[:, own] == self.edges[:1, own]).all()
@@ -585,9 +585,11 @@ class _Run:
             if used[senders].any():
                 delta = at_answers(sent) if whole else sent
                 x = x + torch.einsum("vrs,svbtd->rvbtd", w[..., senders], delta)
-        if self.watch:
+        if self.watch:  # from here on each receiver has a gradient of its own
+            x = x[[own.index(r) for r in place]]
             x = x if x.requires_grad else x.requires_grad_()
             self.reads.append((rows, everywhere, x))
+            return self.patcher._decoder.norms[half](x)
         x = self.patcher._decoder.norms[half](x)
         if len(own) == 1:
             return x.expand(len(rows), -1, -1, -1, -1)

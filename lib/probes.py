@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lib.models import Subject
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, as_array, as_labels, bootstrap, wilson
 
 # What architectures call the norm after their last block, and what some of them multiply their logits by.
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -70,8 +70,8 @@ def linear_probe(
         ValueError: lengths differ, values are not finite, one class only, too few examples or groups for
             the folds, or a group on both sides of `test`.
     """
-    X, y = _array(features), _array(labels)
-    by = np.arange(len(y)) if groups is None else np.unique(_array(groups), return_inverse=True)[1]
+    X, y = _array(features), as_labels(_array(labels))
+    by = np.arange(len(y)) if groups is None else np.unique(as_labels(_array(groups)), return_inverse=True)[1]
     everything = np.ones(len(y), dtype=bool)
     held_out, fitted = (
         (everything, everything) if test is None else (_array(test), ~_array(test).astype(bool))
@@ -109,13 +109,13 @@ def _array(x: ArrayLike | Tensor) -> np.ndarray:
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = x.float() if x.dtype is torch.bfloat16 else x  # which NumPy does not have
-    return np.asarray(x)
+    return as_array(x)
 
 
 def _check(X: np.ndarray, y: np.ndarray, by: np.ndarray, fitted: np.ndarray, held_out: np.ndarray) -> None:
     shapes = y.shape, by.shape, held_out.shape
-    if X.ndim != 2 or set(shapes) != {X.shape[:1]}:
-        raise ValueError(f"features {X.shape} must be (n, d); labels, groups and test (n,), not {shapes}")
+    if X.ndim != 2 or not len(X) or set(shapes) != {X.shape[:1]}:
+        raise ValueError(f"features {X.shape} must be (n, d), n > 0; labels, groups, test (n,), not {shapes}")
     if bad := int((~np.isfinite(X)).any(1).sum()):
         raise ValueError(f"{bad} of {len(X)} rows of features are not finite")
     if held_out.dtype != bool or not held_out.any():
@@ -196,7 +196,10 @@ def cka_map(
 
 
 def _cka_map(xs: dict[str, Any], ys: dict[str, Any], debiased: bool) -> Float[np.ndarray, "x y"]:
-    given = {name: torch.as_tensor(z).detach() for name, z in (xs | ys).items()}
+    given = {
+        name: z.detach() if isinstance(z, Tensor) else torch.as_tensor(as_array(z))
+        for name, z in (xs | ys).items()
+    }
     shapes = " and ".join(f"{name} {tuple(z.shape)}" for name, z in given.items())
     least = 4 if debiased else 2
     if not (xs and ys) or {z.ndim for z in given.values()} != {2} or len(set(map(len, given.values()))) > 1:

@@ -36,7 +36,12 @@ class Estimate:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Turn NumPy's numbers into Python's, which JSON can hold."""
+        """Turn NumPy's numbers into Python's, which JSON can hold.
+
+        Raises:
+            ValueError: the confidence is none.
+        """
+        _check_confidence(self.confidence)
         for name in ("value", "low", "high", "confidence"):
             object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "n", int(self.n))
@@ -50,6 +55,34 @@ class Estimate:
         decimals += half_width >= 0.1
         kind = f"z.{max(decimals, 0)}f" if decimals <= 5 else ".4g"
         return f"{self.value:{kind}} [{self.low:{kind}}, {self.high:{kind}}]"
+
+
+def as_array(x: ArrayLike) -> np.ndarray:
+    """An array of what was given.
+
+    Raises:
+        ValueError: it is a masked array, which would come out without its mask.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError("a masked array was given: give the values that count, as x.compressed() has them")
+    return np.asarray(x)
+
+
+def as_labels(x: ArrayLike) -> np.ndarray:
+    """An array of labels, such as those of clusters.
+
+    Raises:
+        ValueError: it is a masked array, or one of them is NaN.
+    """
+    labels = as_array(x)
+    if (labels != labels).any():
+        raise ValueError("a label is NaN: leave its example out, or say where it belongs")
+    return labels
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: a share between 0 and 1, such as 0.95")
 
 
 def bootstrap(
@@ -77,14 +110,20 @@ def bootstrap(
         seed: the same seed gives the same interval.
 
     Raises:
-        ValueError: fewer than 2 examples (or clusters), values that are not finite, lengths that differ.
+        ValueError: fewer than 2 examples (or clusters), values that are not finite, lengths that differ, a
+            confidence outside 0 to 1, or too few resamples for it.
     """
-    x = np.asarray(x, dtype=float)
+    x = as_array(x).astype(float)
     if x.ndim == 0 or (bad := _count_not_finite(x)):
         problem = "a single number" if x.ndim == 0 else f"{bad} of {x.size} not finite"
         raise ValueError(f"x must hold finite numbers, one row for each example (got {problem})")
     units, over_units = _units(x, statistic, clusters)
     n = len(units)
+    _check_confidence(confidence)
+    if n_resamples * (1 - confidence) < 2:
+        raise ValueError(
+            f"n_resamples={n_resamples}: too few for one resample beyond each end of a {confidence} interval"
+        )
     if n < 2:
         what = "examples" if clusters is None else "clusters"
         raise ValueError(f"an interval needs at least 2 {what} (got {n})")
@@ -122,7 +161,7 @@ def _units(
         if x.ndim == 1:
             return x, statistic
         return np.arange(len(x)), lambda rows: statistic(x[rows])
-    labels = np.asarray(clusters)
+    labels = as_labels(clusters)
     if labels.shape != x.shape[:1]:
         raise ValueError(
             f"clusters has shape {labels.shape}; x has {len(x)} examples: give one label for each"
@@ -146,7 +185,7 @@ def paired_difference(
     seed: int = 0,
 ) -> Estimate:
     """Mean of a - b over examples measured both ways, shape (n,) each, with its `bootstrap` interval."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    a, b = as_array(a).astype(float), as_array(b).astype(float)
     if a.shape != b.shape:
         raise ValueError(f"a and b must be measured on the same examples; got shapes {a.shape} and {b.shape}")
     return bootstrap(a - b, clusters=clusters, confidence=confidence, n_resamples=n_resamples, seed=seed)
@@ -169,7 +208,7 @@ def t_interval(
     Raises:
         ValueError: fewer than 2 values, values that are not finite, or outside the bounds.
     """
-    x = np.asarray(x, dtype=float)
+    x = as_array(x).astype(float)
     if x.ndim != 1 or len(x) < 2 or _count_not_finite(x):
         raise ValueError(f"an interval needs at least 2 finite values (got {x.tolist()})")
     mean = float(x.mean())
@@ -193,10 +232,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Proportion of successes in n independent trials, with Wilson's (1927) score interval.
 
     Raises:
-        ValueError: n < 1, or successes outside 0..n.
+        ValueError: n < 1, or successes outside 0..n; or they are no whole numbers.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes={successes} of n={n}: needs n >= 1 and 0 <= successes <= n")
+    _check_confidence(confidence)
+    if n < 1 or not 0 <= successes <= n or n % 1 or successes % 1:
+        raise ValueError(
+            f"successes={successes} of n={n}: needs whole numbers, n >= 1 and 0 <= successes <= n"
+        )
     test = scipy.stats.binomtest(int(successes), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), confidence)

@@ -21,10 +21,13 @@ def in_rounds(
         warm_up: rounds that are not counted, first.
 
     Raises:
-        ValueError: nothing to time, or no round.
+        ValueError: nothing to time, no round, or less than none to warm up.
     """
-    if not works or n_rounds < 1:
-        raise ValueError(f"{len(works)} pieces of work in {n_rounds} rounds: expected at least one of each")
+    if not works or n_rounds < 1 or warm_up < 0:
+        raise ValueError(
+            f"{len(works)} pieces of work in {n_rounds} rounds after {warm_up}: expected one piece and one "
+            "round at least, after none or more"
+        )
     names = list(works)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(warm_up + n_rounds):

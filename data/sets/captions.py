@@ -1,12 +1,11 @@
-"""Photographs of COCO with the objects in them and five captions each, and the objects that a text names.
+"""Photographs of COCO with the objects in them and five captions each, and words that name objects.
 
 photographs, categories = coco("~/coco", n=500)
-mentioned("Two dogs and a fire hydrant.", object_words(categories))
+find_mentions("Two dogs and a fire hydrant.", object_words(categories))  # of data.sets.hallucination
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,14 +82,3 @@ def object_words(categories: Iterable[str], synonyms: str | Path | None = None) 
         name, *others = (word.strip().lower() for word in line.split(","))
         words |= {word: name for word in (name, *others) if word}
     return words
-
-
-def mentioned(text: str, words: Mapping[str, str]) -> list[str]:
-    """The categories that a text names, in order and with repetitions; plurals with -s and -es count.
-
-    The longest name wins: "hot dog" is no dog.
-    """
-    longest = sorted(words, key=len, reverse=True)
-    pattern = "|".join(map(re.escape, longest))
-    found = re.findall(rf"(?<!\w)({pattern})(?:e?s)?(?!\w)", text.lower()) if longest else []
-    return [words[word] for word in found]

@@ -41,7 +41,7 @@ def read_text(path: Path, source: str = "") -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}" + (f"; it is in {source}" if source else ""))
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
 
 
 def read_table(path: Path, columns: Iterable[str] = (), source: str = "") -> pd.DataFrame:

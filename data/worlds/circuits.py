@@ -12,7 +12,8 @@ answer depends on differs. The answer is always the next word. Four tasks are le
 - `docstring`: a definition with five arguments, the first few of them described in order; which argument is
   next? (Heimersheim and Janiak 2023.) Corrupted: all arguments other ones.
 
-Two are `ioi` and `greater` in English, for models that read it. The last four have circuits that are
+Three are `ioi` and `greater` in English, for models that read it; `english-greater-digit` is for those that
+read numbers digit by digit. The last four have circuits that are
 written by hand (`data.recipes.constructed.constructed`): `constructed-induction`, `-reverse`, `-proportion`
 and `-or`.
 """
@@ -180,6 +181,17 @@ def _english_greater(rng: Generator, held_out: bool) -> Row:
     return sentence(year), sentence(1), years[year + 1 :], years[: year + 1]
 
 
+def _english_greater_digit(rng: Generator, held_out: bool) -> Row:
+    event, century, tens = rng.choice(EVENTS), rng.integers(11, 18), int(rng.integers(1, 9))
+
+    def sentence(start: int) -> str:
+        return f"The {event} lasted from the year {century}{start}9 to {century}"
+
+    # After a year that ends in 9 a later one has a larger first digit.
+    digits = _split("0 1 2 3 4 5 6 7 8 9")
+    return sentence(tens), sentence(0), digits[tens + 1 :], digits[: tens + 1]
+
+
 def _constructed_induction(rng: Generator, held_out: bool) -> Row:
     letters = rng.permutation(LETTERS[:10])[:8]
     again = int(rng.integers(0, 7))
@@ -226,6 +238,7 @@ _DRAW: dict[str, tuple[Callable[[Generator, bool], Row], Metric]] = {
     "docstring": (_docstring, "logit difference"),
     "english-ioi": (_english_ioi, "logit difference"),
     "english-greater": (_english_greater, _GREATER),
+    "english-greater-digit": (_english_greater_digit, _GREATER),
     "constructed-induction": (_constructed_induction, "log probability"),
     "constructed-reverse": (_constructed_reverse, "log probability"),
     "constructed-proportion": (_constructed_proportion, "logit difference"),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from data.sets import hallucination as h
-from data.sets.captions import mentioned
 from data.worlds import scene_words, scenes
 
 WORDS = {
@@ -49,14 +48,90 @@ def slow_scores(texts: list[str], present: list[set[str]]) -> dict[str, float]:
     }
 
 
-def test_mentions_are_those_of_the_data_sets_and_stand_where_they_are_said_to() -> None:
-    for text in TEXTS:
-        found = h.find_mentions(text, WORDS)
-        assert [mention.name for mention in found] == mentioned(text, WORDS)
+def test_mentions_stand_where_they_are_said_to() -> None:
+    names = [["person", "dog", "dog", "bus"], ["hot dog"], []]
+    for text, expected in zip(TEXTS, names, strict=True):
+        found = h.find_mentions("İ " + text, WORDS)  # a letter that is two in lower case
+        assert [mention.name for mention in found] == expected
         for mention in found:
-            word = text[mention.start : mention.end].lower()
+            word = text[mention.start - 2 : mention.end - 2].lower()
             assert mention.name in (WORDS.get(word), WORDS.get(word.removesuffix("s")))
     assert h.find_mentions("a dog", {}) == []
+
+
+COCO = {
+    name: synonyms[0]
+    for synonyms in (line.split(", ") for line in """
+person, man, woman, child, baby, adult, passenger, policeman
+airplane, plane, air plane, jet
+motorcycle, motor bike
+bicycle, bike
+train
+elephant
+dog, puppy
+sheep
+bear
+teddy bear
+hot dog
+knife
+scarf
+mouse
+goose
+chair, seat
+toilet
+tie
+wine glass
+traffic light, street light
+bus
+laptop, computer, laptop computer
+sports ball
+cell phone, phone
+""".strip().splitlines()) for name in synonyms
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two men, three women and five children", ["person", "person", "person"]),
+        ("policemen and people", ["person", "person"]),
+        ("two knives, scarves, computer mice and geese", ["knife", "scarf", "laptop", "mouse", "goose"]),
+        ("Puppies chase buses past wine glasses.", ["dog", "bus", "wine glass"]),
+        ("sheep", ["sheep"]),
+        ("a baby elephant and an adult dog", ["elephant", "dog"]),
+        ("adult elephants, baby  sheep", ["elephant", "sheep"]),
+        ("a baby with an elephant", ["person", "elephant"]),
+        ("a baby zebra, a bear cub, a baby animal", ["bear"]),
+        ("a passenger jet over passenger trains", ["airplane", "train"]),
+        ("a passenger on a train", ["person", "train"]),
+        ("train tracks beside a train track", []),
+        ("a player at home plate", []),
+        ("two teddy  bears and a\nteddy bear", ["teddy bear", "teddy bear"]),
+        ("a baby teddy bear", ["person", "teddy bear"]),
+        ("a bow tie and a tie", ["tie", "tie"]),
+        ("toilet seats", ["toilet"]),
+        ("the seat of the toilet", ["toilet"]),
+        ("seats on a bus", ["chair", "bus"]),
+        ("a motor bike and a bike", ["motorcycle", "bicycle"]),
+        ("a traffic signal, a stop light", []),
+        ("street lights", ["traffic light"]),
+        ("a laptop computer and a computer", ["laptop", "laptop"]),
+        ("a mobile phone", []),
+        ("a person-sized hot-dog", []),
+        ("the dog's bus, a mandog", ["dog", "bus"]),
+        ("HOT DOGS", ["hot dog"]),
+    ],
+)
+def test_words_name_objects_by_chairs_rules(text: str, expected: list[str]) -> None:
+    assert [mention.name for mention in h.find_mentions(text, COCO)] == expected
+
+
+def test_an_image_in_which_everything_is_or_nothing_has_no_question() -> None:
+    rng = np.random.default_rng(0)
+    for bad in (True, False):
+        present = np.array([[True, False], [bad, bad]])
+        with pytest.raises(ValueError, match="in image 1 there is every object or none"):
+            h.pope_questions(present, present, ["a", "b"], rng)
 
 
 def test_counts_of_a_hand_made_example() -> None:

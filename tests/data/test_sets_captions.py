@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.sets.captions import coco, mentioned, object_words
+from data.sets.captions import coco, object_words
+from data.sets.hallucination import find_mentions
 
 
 def test_cocos_photographs_come_with_their_objects_and_captions(tmp_path: Path) -> None:
@@ -45,13 +46,22 @@ def test_cocos_photographs_come_with_their_objects_and_captions(tmp_path: Path) 
     assert len(categories) == 3
 
 
+def mentioned(text: str, words: dict[str, str]) -> list[str]:
+    return [mention.name for mention in find_mentions(text, words)]
+
+
 def test_the_longest_name_of_an_object_wins_and_plurals_count(tmp_path: Path) -> None:
     words = object_words(["dog", "hot dog", "bus", "person"])
     assert mentioned("Two Dogs eat a hot dog; the doghouse is no dog.", words) == ["dog", "hot dog", "dog"]
-    assert mentioned("Buses, and people.", words) == ["bus"]
-    (tmp_path / "synonyms.txt").write_text("person, people, girl\ndog, puppy\n\n")
+    assert mentioned("Buses, and people.", words) == ["bus", "person"]
+    (tmp_path / "synonyms.txt").write_text("\ufeffperson, people, girl\ndog, puppy\n\n")
     words = object_words(["dog", "hot dog", "bus", "person"], tmp_path / "synonyms.txt")
-    assert mentioned("A girl and her puppies; people watch a puppy.", words) == ["person", "person", "dog"]
+    assert mentioned("A girl and her puppies; people watch a puppy.", words) == [
+        "person",
+        "dog",
+        "person",
+        "dog",
+    ]
     assert mentioned("anything", {}) == []
     with pytest.raises(FileNotFoundError, match="no file"):
         object_words([], tmp_path / "none.txt")

@@ -91,7 +91,7 @@ X, Y = np.random.default_rng(0).normal(size=(12, 2)), np.arange(12) % 2
     [
         ({"features": X[:5]}, r"features \(5, 2\) must be \(n, d\).*\(12,\)"),
         ({"features": X[0]}, r"features \(2,\) must be \(n, d\)"),
-        ({"groups": [1, 2]}, r"groups and test \(n,\), not .*\(2,\)"),
+        ({"groups": [1, 2]}, r"groups, test \(n,\), not .*\(2,\)"),
         (
             {"features": np.where(np.arange(12)[:, None] == 3, np.nan, X)},
             "1 of 12 rows of features are not finite",
@@ -100,6 +100,14 @@ X, Y = np.random.default_rng(0).normal(size=(12, 2)), np.arange(12) % 2
         ({"test": np.arange(12)}, "test must be True where"),
         ({"test": np.zeros(12, bool)}, "hold out at least one"),
         ({"test": Y == 1}, r"two classes or more; got \[0\]"),
+        ({"labels": np.where(np.arange(12) == 3, np.nan, Y)}, "a label is NaN"),
+        ({"groups": np.where(np.arange(12) == 3, np.nan, np.arange(12))}, "a label is NaN"),
+        ({"features": np.ma.masked_greater(X, 1)}, "a masked array was given"),
+        ({"labels": np.ma.masked_equal(Y, 1)}, "a masked array was given"),
+        ({"n_folds": 1}, "at least one train/test split"),
+        ({"n_folds": 0}, "at least one train/test split"),
+        ({"C": 0}, "The 'C' parameter"),
+        ({"features": X[:0], "labels": Y[:0]}, r"features \(0, 2\) must be \(n, d\), n > 0"),
         ({"n_folds": 7}, "n_folds=7, but one class has only 6"),
         ({"groups": np.arange(12) // 4}, "n_folds=5, but one class has only 3 examples or groups"),
     ],
@@ -250,6 +258,7 @@ def test_single_precision_is_enough(shape, debiased):
         (np.eye(3), np.eye(3), True, "n >= 4"),
         (np.eye(5), 0.1 + np.zeros((5, 7), np.float32), False, "y is the same for every example"),
         (np.full((5, 2), np.nan), np.eye(5), False, "x is the same for every example, or not finite"),
+        (np.ma.masked_less(np.eye(5), 1), np.eye(5), False, "a masked array was given"),
         (np.eye(5), np.eye(5), True, "equally far apart"),
     ],
 )

@@ -1,5 +1,7 @@
 """Intervals: against SciPy, against closed forms, and by their coverage of a known truth."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -114,6 +116,7 @@ def test_where_bca_is_undefined_the_percentile_interval_is_given():
         ([1.0, 2.0], {"clusters": [4, 4]}, r"at least 2 clusters \(got 1\)"),
         ([1.0, np.nan, np.inf], {}, "2 of 3 not finite"),
         (3.0, {}, "a single number"),
+        ([1.0, 2.0, 3.0], {"clusters": [0, 1, np.nan]}, "a label is NaN: leave its example out"),
         ([1.0, 2.0, 3.0], {"clusters": [0, 1]}, r"clusters has shape \(2,\); x has 3 examples"),
         ([1.0, 2.0, 3.0], {"statistic": lambda x: 1 / x.std()}, r"not finite on \d+ of 2000 resamples"),
     ],
@@ -122,6 +125,44 @@ def test_where_bca_is_undefined_the_percentile_interval_is_given():
 def test_a_sample_that_gives_no_interval_is_refused(x, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap(x, **options)
+
+
+MASKED = np.ma.masked_array([1.0, 2.0, 999.0], mask=[False, False, True])
+CONFIDENCES = [0, 1, 95, -0.5, np.nan]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+@pytest.mark.parametrize(
+    "interval",
+    [
+        partial(bootstrap, [1.0, 2.0, 4.0]),
+        partial(t_interval, [1.0, 2.0, 4.0]),
+        partial(wilson, 3, 10),
+        partial(paired_difference, [1.0, 2.0, 4.0], [0.0, 0.0, 1.0]),
+        partial(Estimate, 1.0, 0.0, 2.0, 3),
+    ],
+)
+def test_a_confidence_that_is_none_is_refused(interval, confidence):
+    with pytest.raises(ValueError, match=r"confidence"):
+        interval(confidence=confidence)
+
+
+@pytest.mark.parametrize("n_resamples", [0, -5, 10])
+def test_too_few_resamples_for_the_ends_of_an_interval_are_refused(n_resamples):
+    with pytest.raises(ValueError, match=f"n_resamples={n_resamples}: .* one resample beyond each end"):
+        bootstrap([1.0, 2.0, 4.0], n_resamples=n_resamples)
+
+
+def test_a_masked_array_is_refused_and_not_read_without_its_mask():
+    for interval in (
+        lambda: bootstrap(MASKED),
+        lambda: bootstrap([1.0, 2.0, 4.0], clusters=MASKED),
+        lambda: t_interval(MASKED),
+        lambda: paired_difference(MASKED, [0.0, 0.0, 0.0]),
+    ):
+        with pytest.raises(ValueError, match=r"a masked array was given: give .*compressed"):
+            interval()
 
 
 def test_paired_difference_is_the_bootstrap_of_the_differences_and_narrower_than_an_unpaired_one():
@@ -165,7 +206,7 @@ def test_wilson_is_its_closed_form(successes, n):
     )
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (2.5, 5), (2, 5.5)])
 def test_wilson_refuses_impossible_counts(successes, n):
     with pytest.raises(ValueError, match=f"successes={successes} of n={n}"):
         wilson(successes, n)

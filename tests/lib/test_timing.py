@@ -16,3 +16,5 @@ def test_each_round_times_every_piece_once_and_begins_with_another():
 def test_nothing_to_time_is_refused():
     with pytest.raises(ValueError, match="0 pieces of work in 3 rounds"):
         in_rounds({}, 3)
+    with pytest.raises(ValueError, match="1 pieces of work in 3 rounds after -1"):
+        in_rounds({"a": lambda: None}, 3, warm_up=-1)
