@@ -5,6 +5,8 @@ from dataclasses import fields, replace
 from itertools import pairwise, product
 from pathlib import Path
 
+import hub_models
+import hub_nets
 import numpy as np
 import pytest
 import torch
@@ -530,3 +532,24 @@ def test_organisms_of_all_tasks_answer_their_prompts() -> None:
         with torch.no_grad():
             best = case.subject.model(**case.clean).logits[:, -1].argmax(-1)
         assert case.right.gather(1, best[:, None]).float().mean() > 0.8
+
+
+SMALL_RUN = {"n_test": 16, "n_prompts": 8, "sp_steps": 2, "gpu_shapes": [], "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        ("openai-community/gpt2", "gpu"),
+        pytest.param("distilbert/distilgpt2", "colab", marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_and_one_that_guesses_is_said_not_to_do_the_task(
+    model: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = hub_models.run_chapter("pahq", preset, monkeypatch, model=hub_nets.folder(model), **SMALL_RUN)
+    assert {case.name for case in run.names["cases"]} == {"english-ioi", "english-greater"}
+    for n in (5, 11, 13, 14, 15, 16):
+        row = run.records[f"pahq.{n}"]
+        assert row.verdict == "not testable here"
+        assert "Task not done on this model: english-ioi, right ahead of wrong in a share of" in row.reason

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import families
+import hub_models
+import hub_nets
 import numpy as np
 import pytest
 import torch
@@ -439,3 +441,62 @@ def test_real_sentences_are_split_without_overlap_and_too_few_are_refused(tmp_pa
     path.write_text("one\ntwo\ntwo\n\n")
     with pytest.raises(ValueError, match=r"few.txt' has 2 different sentences: n_loss=10 needs more"):
         m.text_data(str(path), 2, **SIZES)
+
+
+# The hub's models
+
+PYTHIA, QWEN = "EleutherAI/pythia-160m", "Qwen/Qwen2.5-0.5B"
+MODELS = {
+    PYTHIA: {"same_data": [f"{PYTHIA}-seed1", f"{PYTHIA}-seed2"], "strangers": [QWEN]},
+    QWEN: {"strangers": [PYTHIA], "derived": [f"{QWEN}-Instruct", "Qwen/Qwen2.5-Coder-0.5B"]},
+    "meta-llama/Llama-2-7b-hf": {"strangers": [PYTHIA]},
+}
+NO_OTHERS = {"same_data": [], "strangers": [], "derived": []}
+SMALL_RUN = {"ft_steps": [1, 2], "batch_size": 4, "n_prompts": 40, "n_many": 60, "n_enough": 40, "n_loss": 10}
+SMALL_RUN |= {"n_draws": 2, "device": "cpu"}
+
+
+def run_on(model: str, preset: str, monkeypatch: pytest.MonkeyPatch) -> hub_models.Ran:
+    others = {key: [hub_nets.folder(n) for n in names] for key, names in (NO_OTHERS | MODELS[model]).items()}
+    return hub_models.run_chapter(
+        "reef", preset, monkeypatch, model=hub_nets.folder(model), **others, **SMALL_RUN
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        (PYTHIA, "gpu"),
+        *(pytest.param(name, "gpu", marks=pytest.mark.weekly) for name in list(MODELS)[1:]),
+        pytest.param(PYTHIA, "colab", marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_and_one_that_knows_nothing_is_not_said_to_forget(
+    model: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_on(model, preset, monkeypatch)
+    for n in (3, 12, 13):  # they suppose that the victim knows its language; random weights do not
+        row = run.records[f"reef.{n}"]
+        assert row.verdict == "not testable here"
+        assert model != PYTHIA or row.reason.startswith(
+            "Task not done on this model: nats of loss on the base"
+        )
+    if model == PYTHIA:
+        assert run.records["reef.1"].estimate.n == 3
+    else:  # a single victim gives no interval
+        assert run.records["reef.1"].verdict == "not testable here"
+
+
+def test_quantised_suspects_are_read_and_their_packed_weights_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = m.load(hub_nets.folder(QWEN), device="cpu")
+    packed = m.load(hub_nets.folder(f"{QWEN}-Instruct"), device="cpu")
+    packed.model.is_quantized = True
+    sizes = {"n_train": 4, "n_test": 4, "n_prompts": 8, "seed": 0}
+    judge = m.make_judge([plain], m.text_data("", 2, **sizes), 8, 0.5)
+    found = judge.measure(packed, "packed", "published", 0)
+    assert np.isnan(found.scores["PCS"] + found.scores["ICS"]).all()
+    assert np.isfinite(found.scores["Logits"]).all()
+    whole = judge.measure(plain, "whole", "victim")
+    np.testing.assert_allclose(whole.scores["PCS"] + whole.scores["ICS"], 1)
