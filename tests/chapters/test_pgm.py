@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import hub_models
+import hub_nets
 import numpy as np
 import pytest
 import torch
@@ -673,3 +675,26 @@ def test_captions_of_photographs_are_their_own_in_one_half_and_no_photograph_is_
 def test_too_few_photographs_are_refused(coco_folder: Path) -> None:
     with pytest.raises(ValueError, match="has 5 photographs: expected at least 10"):
         m.coco_captions(coco_folder, 5, seed=0)
+
+
+VIT, BERT, CLIP = "google/vit-base-patch16-224", "bert-base-uncased", "openai/clip-vit-base-patch32"
+SMALL_RUN = {"n_heads": 2, "n_seeds": 4, "n_few": 4, "n_worlds": 8, "n_train": 200, "n_test": 80, "steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "preset"),
+    [
+        (CLIP, CLIP, "gpu"),
+        pytest.param(VIT, BERT, "gpu", marks=pytest.mark.weekly),
+        pytest.param(VIT, BERT, "colab", marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_encoder_reaches_the_end_and_one_that_sees_nothing_is_said_so(
+    image: str, text: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"model": hub_nets.folder(image, **({"blocks": 1} if image == VIT else {}))}
+    models["text_model"] = models["model"] if text == image else hub_nets.folder(text)
+    run = hub_models.run_chapter("pgm", preset, monkeypatch, **models, **SMALL_RUN, device="cpu")
+    row, chance = run.records["pgm.5"], run.names["read_alone"].low <= 50
+    assert row.reason.startswith("Task not done on this model") == chance
+    assert chance or row.estimate.n == 2  # networks on the one pair of encoders
