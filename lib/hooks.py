@@ -248,7 +248,7 @@ def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) 
 
     def apply(tensor: Tensor) -> Tensor:
         activation = point.view(tensor)
-        if point.block is not None:  # OPT's MLP sees [batch * seq, d_model]
+        if point.block is not None and activation.ndim == 2:  # OPT's MLP sees [batch * seq, d_model]
             activation = activation.unflatten(0, (batch, -1))
         changed = function(activation)
         # A capture gives back what it got. The model then goes on with the very tensor, to the last bit.
@@ -262,7 +262,9 @@ def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) 
 
     def on_output(module: nn.Module, args: tuple, output: Any) -> Any:
         # Attention modules return their weights too; blocks return a plain tensor since transformers 5.
-        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
+        if isinstance(output, (tuple, list)):
+            return (apply(output[0]), *output[1:])
+        return apply(output)
 
     def remember_batch(module: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal batch
