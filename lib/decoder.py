@@ -70,6 +70,7 @@ class Decoder:
         layout = self._layout = subject.layout
         self._subject, self._given = subject, dict[nn.Module, Tensor]()
         self.linear: Linear | None = None
+        self._adds_residual = layout.family.mid == f">{layout.family.attention}"
         # Qwen's positions are (kind, batch, seq).
         axes = {name: int(name == "position_ids" and x.ndim == 3) for name, x in clean.items()}
         both = {name: torch.cat([x, corrupted[name]], axes[name]) for name, x in clean.items()}
@@ -173,7 +174,7 @@ class Decoder:
             view.copy_(x.unflatten(0, (n_packed, n_kv)).permute(0, 2, 3, 1, 4, 5))
         args, kwargs = tree_map(partial(_repeated, n_packed), *self._passed[attention])
         hidden = self.embeds[0].new_zeros(()).expand(n_packed * batch, seq, layout.d_model)
-        if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
+        if self._adds_residual:  # it adds the residual stream, its second argument, by itself
             args = (hidden, *args[1:])
         z = self._attentions[layer].forward(hidden, *args, **kwargs)
         z = (z[0] if isinstance(z, tuple) else z).view(n_packed, batch, seq, n_kv, -1, d_head)
@@ -184,8 +185,7 @@ class Decoder:
         return self._given[module]
 
     def _nothing(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        adds_residual = self._layout.family.mid.startswith(">")
-        return args[0] if adds_residual else torch.zeros_like(hidden_states), None
+        return args[0] if self._adds_residual else torch.zeros_like(hidden_states), None
 
     def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"]) -> Tensor:
         """What an MLP adds."""

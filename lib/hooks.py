@@ -104,8 +104,8 @@ def capture(
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
-        # A copy where a view would keep a larger tensor alive, or a later edit may write into this one.
-        copied = isinstance(positions, (int, slice)) or site == "resid_mid"
+        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into this one.
+        copied = isinstance(positions, (int, slice)) or site in layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:
             if grad:  # what is kept must be what the model goes on with, and not a view beside it

@@ -41,6 +41,7 @@ class Family:
         qkv: the projections to q, k and v; or one fused projection.
         out: attention's output projection; its input is `z`.
         mid: the module that reads `resid_mid` ("ln_2"), or, after a ">", that returns it (">attention").
+            Empty where there is none, since attention and MLP run in parallel.
         down: the MLP's last projection; its input is `mlp_act`. Empty for a mixture of experts.
         attn_out, mlp_out: modules whose output is added to the residual stream, if not `out` and `down`.
         fused: order in a fused projection: "blocks" (all q, all k, all v) or "heads" (q, k, v of each group).
@@ -64,9 +65,9 @@ class Family:
 
     def fits(self, block: nn.Module) -> bool:
         """Whether a block has all modules that this row names."""
-        paths = [self.attention, *self.projections, self.out, self.mid.removeprefix(">")]
-        paths += filter(None, [self.down, self.attn_out, self.mlp_out, self.pattern])
-        return all(module(block, path) is not None for path in paths)
+        paths = [self.attention, *self.projections, self.out, self.mid.removeprefix(">"), self.down]
+        paths += [self.attn_out, self.mlp_out, self.pattern]
+        return all(module(block, path) is not None for path in paths if path)
 
 
 # A row says where sites are, not what is computed: models whose modules have the same names share one.
@@ -76,11 +77,19 @@ LLAMA = Family("self_attn", QKV, "self_attn.o_proj", NORM, "mlp.down_proj")
 GEMMA = replace(LLAMA, mid="pre_feedforward_layernorm", attn_out=NORM, mlp_out=FFN_NORM)
 OLMO = replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM)
 MIXTURE = replace(LLAMA, down="", mlp_out="mlp")  # each expert has neurons of its own: no one `mlp_act`
-PHI = replace(LLAMA, qkv="qkv_proj")
+PHI3 = replace(LLAMA, qkv="qkv_proj")
+COHERE, APERTUS = replace(LLAMA, mid=""), replace(LLAMA, mid="feedforward_layernorm")
+GLM4 = replace(LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
+VAULTGEMMA = replace(LLAMA, mid="pre_feedforward_layernorm")
+STARCODER, NANOCHAT = replace(LLAMA, down="mlp.c_proj"), replace(LLAMA, down="mlp.fc2")
+PHI = Family("self_attn", QKV, "self_attn.dense", "", "mlp.fc2")
+GPTJ = Family("attn", QKV, "attn.out_proj", "", "mlp.fc_out")
+GPTNEO = Family("attn.attention", QKV, "attn.attention.out_proj", "ln_2", "mlp.c_proj")
 GPT2 = Family("attn", "c_attn", "attn.c_proj", "ln_2", "mlp.c_proj")
 NEOX = Family("attention", "query_key_value", "attention.dense", NORM, "mlp.dense_4h_to_h", fused="heads")
 # Modules as in GPT-2 with a projection as in GPT-NeoX; modules as in BLOOM that add nothing by themselves.
 BIGCODE = replace(GPT2, fused="heads")
+PERSIMMON = replace(NEOX, attention="self_attn", out="self_attn.dense")
 BLOOM = Family(  # its attention and its MLP add the residual stream by themselves
     "self_attention",
     "query_key_value",
@@ -96,29 +105,39 @@ CLIP = Family("self_attn", QKV, "self_attn.out_proj", "layer_norm2", "mlp.fc2")
 VIT = Family("attention", QKV, "attention.o_proj", "layernorm_after", "mlp.fc2")
 BERT = Family("attention.self", "query key value", "attention.output.dense", ">attention", "output.dense")
 
-# Row and the `model_type`s of the configurations that it is for. An unlisted architecture gets the first row
-# that fits, so a row comes after those that need more modules (a Gemma block has all that a Llama block has).
+# Row and the `model_type`s of the configurations that it is for. Other rows that fit are tried in this order,
+# so one comes after those that need more modules (a Gemma block has all that a Llama block has).
 TABLE: list[tuple[Family, str]] = [
     (GEMMA, "gemma2 gemma3_text"),
     (OLMO, "olmo2"),
+    (GLM4, "glm4"),
     (LLAMA, "llama mistral qwen2 qwen3 gemma qwen2_vl_text qwen2_5_vl_text"),
+    (STARCODER, "starcoder2"),
+    (NANOCHAT, "nanochat"),
+    (APERTUS, "apertus"),
+    (VAULTGEMMA, "vaultgemma"),
     (MIXTURE, "gpt_oss"),
-    (PHI, "phi3"),
-    (GPT2, "gpt2"),
+    (COHERE, "cohere cohere2"),
+    (PHI3, "phi3"),
+    (PHI, "phi"),
+    (GPT2, "gpt2 gpt_bigcode"),
     (BIGCODE, ""),
+    (GPTJ, "gptj"),
+    (GPTNEO, "gpt_neo"),
     (NEOX, "gpt_neox"),
+    (PERSIMMON, "persimmon"),
     (BLOOM, "bloom"),
-    (FALCON, ""),
-    (OPT, "opt"),
+    (FALCON, "falcon"),
+    (OPT, "opt xglm biogpt"),
     (CLIP, "clip_text_model clip_vision_model siglip_text_model siglip_vision_model idefics3_vision"),
     (VIT, "vit deit"),
-    (BERT, "bert"),
+    (BERT, "bert roberta xlm-roberta"),
 ]
 FAMILIES = {model_type: row for row, model_types in TABLE for model_type in model_types.split()}
 
 
 # What architectures call the norm after their last block.
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "layer_norm")
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,7 @@ class Layout:
         n_heads, n_kv_heads, d_model, d_head: as `lib.models.Subject` has them.
         withheld: site -> why it is not offered.
         no_lens: why the logit lens is not offered; empty if it is, or if there are no logits.
+        rewritten: sites into whose tensors the model writes later (`mlp_out += attn_out`): captures copy them.
     """
 
     owner: PreTrainedModel
@@ -178,6 +198,7 @@ class Layout:
     d_head: int
     withheld: dict[str, str]
     no_lens: str = ""
+    rewritten: frozenset[str] = frozenset({"resid_mid"})
 
     def layers(self, site: str, layers: int | Iterable[int] | None) -> list[int]:
         """The layers asked for, checked; None is all of them.
@@ -217,9 +238,9 @@ class Layout:
         match site:
             case "embed":
                 # A vision tower's adds class token and positions; a text tower's gives the tokens alone.
-                vision = modality(self.owner) == "vision"
-                embed: Any = self.owner.embeddings if vision else self.owner.get_input_embeddings()
-                return Point(embed, "output")
+                owner: Any = self.owner
+                text = modality(owner) == "text"
+                return Point(owner.get_input_embeddings() if text else owner.embeddings, "output")
             case "resid_pre":
                 return Point(block, "input")
             case "resid_mid" if family.mid.startswith(">"):
@@ -279,9 +300,12 @@ class Layout:
         return lambda x: x.unflatten(-1, (sum(heads), self.d_head))[..., start : start + heads[index], :]
 
 
-def modality(owner: PreTrainedModel) -> Literal["text", "vision"]:
-    """What a tower reads."""
-    return "vision" if "image" in owner.input_modalities else "text"
+def modality(owner: PreTrainedModel) -> str:
+    """What a tower reads: "text", if it embeds tokens; "vision"; else what transformers calls it."""
+    kinds = owner.input_modalities
+    if _embedding(owner) is not None or kinds == "text":
+        return "text"
+    return "vision" if "image" in kinds else str(kinds)
 
 
 def module(block: nn.Module, path: str) -> Any:
@@ -395,9 +419,14 @@ def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, liste
         withheld["resid_mid"] = (
             "attention and MLP run in parallel (resid_pre + attn_out + mlp_out = resid_post)"
         )
+    if not family.mid:
+        withheld["resid_mid"] = "no module reads the residual stream between attention and MLP"
     if not family.down:
-        kind = type(module(blocks[0], family.mlp_out)).__name__
-        withheld["mlp_act"] = f"its {kind} has no one last projection, whose input would be the neurons"
+        mlps = [module(block, family.mlp_out) for block in blocks]
+        mixture = next((mlp for mlp in mlps if hasattr(mlp, "experts")), None)
+        known = f"no row of lib.sites.TABLE names the last projection of its {type(mlps[0]).__name__}"
+        own = f"its {type(mixture).__name__} has experts, each with neurons of its own"
+        withheld["mlp_act"] = own if mixture is not None else known
     if family.fused == "heads" and 1 < n_kv_heads < n_heads:
         withheld["q"] = "in its fused projection, queries of a group stand apart from the next group's"
     if family.pattern:
