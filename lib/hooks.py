@@ -104,7 +104,7 @@ def capture(
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
-        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into this one.
+        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into it.
         copied = isinstance(positions, (int, slice)) or site in layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:

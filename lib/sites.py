@@ -185,7 +185,7 @@ class Layout:
         n_heads, n_kv_heads, d_model, d_head: as `lib.models.Subject` has them.
         withheld: site -> why it is not offered.
         no_lens: why the logit lens is not offered; empty if it is, or if there are no logits.
-        rewritten: sites into whose tensors the model writes later (`mlp_out += attn_out`): captures copy them.
+        rewritten: sites whose tensors the model writes into later (`mlp_out += attn_out`).
     """
 
     owner: PreTrainedModel
