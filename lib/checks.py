@@ -9,7 +9,6 @@ does not is withheld, with what was measured.
 
 import inspect
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lib.hooks import edit
+from lib.hooks import attached
 from lib.sites import SITES, Layout, modality, module
 
 N_TOKENS = 5
@@ -152,19 +151,20 @@ class _Pass:
 
     def run(self) -> None:
         """Runs the pass."""
-        layout, self.count = self.layout, Counter[tuple[str, int]]()
+        layout, self.count = self.layout, dict[tuple[str, int], int]()
         # Of the layer that is running: site -> activation as it came, and as the model went on with it.
         self.came, self.went, self.given = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         self.left: Tensor | None = None  # the last block
         self.n_positions = N_TOKENS if modality(layout.owner) == "text" else 0
-        where = [(site, layer) for site in self.sites for layer in layout.layers(site, None)]
         with ExitStack() as stack:
-            for site, layer in where:
-                stack.enter_context(edit(self, site, layer=layer, fn=partial(self._note, site, layer)))
+            for site in self.sites:
+                notes = {layer: partial(self._note, site, layer) for layer in layout.layers(site, None)}
+                self.count |= dict.fromkeys(((site, layer) for layer in notes), 0)
+                stack.enter_context(attached(self, site, notes))
             logits = _run(self.model, layout.owner, self.whole)
         self._compare(len(layout.blocks) - 1)
-        for site, layer in where:
-            if (times := self.count[site, layer]) != 1:
+        for (site, layer), times in self.count.items():
+            if times != 1:
                 self.wrong[site] = f"a forward pass reaches it {times} times in layer {layer}, not once"
         head: Any = self.model.get_output_embeddings()
         if logits is not None and self.left is not None and head is not None:
@@ -191,7 +191,7 @@ class _Pass:
             self._compare(layer - 1)  # if the end of that layer was not seen
             if self.left is not None and (off := _difference(activation, self.left)):
                 self.wrong.setdefault("resid_post", f"the next layer's resid_pre is off it by {off}")
-        self.came[site], changed = activation, activation * FACTORS.get(site, 1.0)
+        self.came[site], changed = activation.clone(), activation * FACTORS.get(site, 1.0)
         if site in ("q", "k", "v"):
             # Both rows alike but for the last head, which changes sign (so that norms do not matter) where
             # one looks from the last position, or looks at the first.

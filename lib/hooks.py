@@ -105,7 +105,7 @@ def capture(
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
         # A copy where a view would keep a larger tensor alive, or the model or an edit may write into it.
-        copied = isinstance(positions, (int, slice)) or site in layout.rewritten
+        copied = isinstance(positions, (int, slice)) or site in subject.layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:
             if grad:  # what is kept must be what the model goes on with, and not a view beside it
@@ -125,7 +125,7 @@ def capture(
 
         return keep
 
-    with _attached(subject, site, {layer: keeper(layer) for layer in chosen}):
+    with attached(subject, site, {layer: keeper(layer) for layer in chosen}):
         yield acts
 
 
@@ -165,12 +165,12 @@ def edit(
 
         return change
 
-    with _attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
+    with attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
         yield
 
 
 @contextmanager
-def _attached(
+def attached(
     subject: HasLayout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
     """Puts one function at a site of each layer, while the context is open."""

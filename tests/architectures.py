@@ -42,36 +42,32 @@ KINDS = {
 }
 
 LAYERS = 2
-SMALL: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "padded_vocab_size"), 96),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "word_embed_proj_dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth", "encoder_layers"), LAYERS),
-    **dict.fromkeys(("decoder_layers", "num_encoder_layers", "num_decoder_layers"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_query_groups", "head_dim_kv"), 2),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff", "mlp_dim"), 48),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "intermediate_size_mlp"), 48),
-    **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), 48),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 64),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "experts_per_token", "moe_k", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
-    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "v_head_dim", "attention_head_dim", "global_head_dim"), 8),
-    **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 4),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input", "laurel_rank"), 8),
-    **dict.fromkeys(("image_size",), 16),
-    **dict.fromkeys(("patch_size",), 4),
-    **dict.fromkeys(("projection_dim", "out_hidden_size", "vision_hidden_size", "output_dim"), 32),
-    **dict.fromkeys(("embedding_size", "projection_size"), 32),
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_channels": 3, "in_channels": 3,
-    "image_token_id": families.IMAGE_ID, "image_token_index": families.IMAGE_ID,
-    "video_token_id": families.VIDEO_ID, "sliding_window": 4, "first_k_dense_replace": 1,
-    "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0,
-}  # fmt: skip
-FIX: dict[str, dict[str, Any]] = {
-    "opt": {"word_embed_proj_dim": 32},
+NAMES = {
+    96: "vocab_size vocab_size_per_layer_input padded_vocab_size",
+    64: "max_position_embeddings n_positions n_ctx max_seq_len",
+    48: """intermediate_size ffn_dim n_inner ffn_hidden_size d_ff mlp_dim encoder_ffn_dim decoder_ffn_dim
+        moe_intermediate_size intermediate_size_mlp shared_expert_intermediate_size shared_intermediate_size""",
+    32: """hidden_size d_model n_embd dim embed_dim word_embed_proj_dim projection_dim out_hidden_size
+        vision_hidden_size output_dim embedding_size projection_size""",
+    16: "image_size",
+    8: """head_dim qk_nope_head_dim v_head_dim attention_head_dim global_head_dim q_lora_rank kv_lora_rank
+        hidden_size_per_layer_input laurel_rank""",
+    4: """num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads
+        decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts qk_rope_head_dim
+        rotary_dim patch_size sliding_window""",
+    3: "num_channels in_channels",
+    LAYERS: """num_hidden_layers n_layer num_layers n_layers depth encoder_layers decoder_layers
+        num_encoder_layers num_decoder_layers num_key_value_heads num_kv_heads num_query_groups num_experts_per_tok
+        moe_topk experts_per_token moe_k top_k_experts eos_token_id""",
+    1: """n_group topk_group n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace
+        bos_token_id""",
+    0: "num_kv_shared_layers num_nextn_predict_layers pad_token_id",
+    families.IMAGE_ID: "image_token_id image_token_index",
+    families.VIDEO_ID: "video_token_id",
 }
+"""What configurations call their sizes, and how large they are here."""
+
+SMALL = {name: size for size, names in NAMES.items() for name in names.split()}
 PROMPTS = ["the cat sees a red star .", "a dog"]
 
 
@@ -92,7 +88,6 @@ def config(kind: type, depth: int = 0) -> Any:
             continue
         if made is not None:
             options[name] = made
-    options |= FIX.get(kind.model_type, {})
     try:
         made = kind(**options)
     except Exception:
@@ -145,7 +140,7 @@ def row(model_type: str, architecture: str) -> dict[str, Any]:
             subject = Subject(model, processor, tower=tower)
         except LookupError as error:
             if not re.search(": it has (text|vision)", str(error)):
-                found[tower] = {"refused": plain(error)}
+                found[tower] = {"refused": shortened(error)}
             continue
         found[tower] = sites(subject)
         if tower == "text" and model.can_generate():
@@ -153,14 +148,15 @@ def row(model_type: str, architecture: str) -> dict[str, Any]:
     return found
 
 
-def plain(error: LookupError) -> str:
+def shortened(error: LookupError) -> str:
     """Why a tower is refused, without the model's name."""
     return re.sub(r"^no (text|vision) tower in \w+: |; Subject\(model, tower=.*", "", str(error))
 
 
 def listed(model_type: str) -> bool:
     """Whether a model type, or its text part, has a row of its own."""
-    return bool({model_type, f"{model_type}_text", f"{model_type}_text_model"} & FAMILIES.keys())
+    parts = {model_type, f"{model_type}_text", f"{model_type}_text_model"}
+    return model_type in families.ALL or not parts.isdisjoint(FAMILIES)
 
 
 def sites(subject: Subject) -> dict[str, Any]:
@@ -231,9 +227,11 @@ def generates(subject: Subject) -> str:
     """How answers in a batch differ from those of the library's model to each prompt alone."""
     pictures = None if subject.processor is subject.tokenizer else [families.picture(i) for i in range(2)]
     got = generate(subject, PROMPTS, pictures, max_new_tokens=4).ids
+    settings = {name: getattr(subject.model.generation_config, f"{name}_token_id") for name in ("bos", "eos")}
+    plain = hf.GenerationConfig(**{f"{name}_token_id": i for name, i in settings.items()}, pad_token_id=0)
     for i, answer in enumerate(got):
         inputs = subject.encode(PROMPTS[i : i + 1], pictures and pictures[i : i + 1])
-        own = subject.model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        own = subject.model.generate(**inputs, generation_config=plain, max_new_tokens=4)
         own = own[0, inputs["input_ids"].shape[1] :]
         if not torch.equal(answer[: len(own)], own):
             return f"differs: {answer.tolist()} for {own.tolist()}"
@@ -264,13 +262,14 @@ def attempt(what: Any, subject: Subject) -> str:
     try:
         return what(subject)
     except Exception as error:
+        bare = subject.processor is subject.tokenizer and "image" in subject.model.input_modalities
+        if bare and type(error) is not LookupError:
+            return f"not tried, since its inputs come from a processor of its own ({reason(error)})"
         return reason(error)
 
 
 def reason(error: BaseException) -> str:
     said = str(error).split("\n")[0]
-    if "mm_token_type_ids" in said:
-        return "not tried: its inputs come from a processor of its own"
     return (
         said
         if type(error) in (LookupError, NotImplementedError, ValueError)
