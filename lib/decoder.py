@@ -65,11 +65,12 @@ class Decoder:
         """Watches the library's model on the clean prompts, and on both kinds together.
 
         Raises:
-            LookupError: a head's output depends on another head's query, or weights are quantised.
+            LookupError: a head's output depends on another head's, or weights are quantised.
         """
         layout = self._layout = subject.layout
         self._subject, self._given = subject, dict[nn.Module, Tensor]()
         self.linear: Linear | None = None
+        self._adds_residual = layout.family.mid == f">{layout.family.attention}"
         # Qwen's positions are (kind, batch, seq).
         axes = {name: int(name == "position_ids" and x.ndim == 3) for name, x in clean.items()}
         both = {name: torch.cat([x, corrupted[name]], axes[name]) for name, x in clean.items()}
@@ -132,7 +133,7 @@ class Decoder:
         """Whether attention does the same in all heads (no ALiBi, no sinks), so that they can swap places.
 
         Raises:
-            LookupError: a head's output depends on another head's query.
+            LookupError: a head's output depends on another head's query, key or value.
         """
         layout, (batch, seq, _) = self._layout, self.embeds[0].shape
         draw, size = torch.Generator().manual_seed(0), layout.n_heads // layout.n_kv_heads
@@ -140,11 +141,13 @@ class Decoder:
         q, k, v = (torch.randn(shape, generator=draw).to(self.embeds[0]) for shape in shapes)
         close = partial(torch.allclose, rtol=1e-3, atol=1e-3, equal_nan=True)
         z = self.attend(layer, q, k, v)
-        if not close(self.attend(layer, torch.cat([-10 * q[:1], q[1:]]), k, v)[1:], z[1:]):
-            raise LookupError(
-                f"no graph of edges of {type(self._subject.model).__name__}: its heads cannot be told apart, "
-                "since a head's query changes what other heads put out"
-            )
+        for i, (what, n) in enumerate((("query", 1), ("key", size), ("value", size))):
+            given = [torch.cat([-10 * x[:1], x[1:]]) if i == j else x for j, x in enumerate((q, k, v))]
+            if not close(self.attend(layer, *given)[n:], z[n:]):
+                raise LookupError(
+                    f"no graph of edges of {type(self._subject.model).__name__}: its heads cannot be told "
+                    f"apart, since a head's {what} changes what other heads put out"
+                )
         return close(self.attend(layer, q.roll(size, 0), k.roll(1, 0), v.roll(1, 0)), z.roll(size, 0))
 
     def groups(self, heads: np.ndarray) -> np.ndarray:
@@ -173,7 +176,7 @@ class Decoder:
             view.copy_(x.unflatten(0, (n_packed, n_kv)).permute(0, 2, 3, 1, 4, 5))
         args, kwargs = tree_map(partial(_repeated, n_packed), *self._passed[attention])
         hidden = self.embeds[0].new_zeros(()).expand(n_packed * batch, seq, layout.d_model)
-        if layout.family.mid.startswith(">"):  # it adds the residual stream, its second argument, by itself
+        if self._adds_residual:  # it adds the residual stream, its second argument, by itself
             args = (hidden, *args[1:])
         z = self._attentions[layer].forward(hidden, *args, **kwargs)
         z = (z[0] if isinstance(z, tuple) else z).view(n_packed, batch, seq, n_kv, -1, d_head)
@@ -184,8 +187,7 @@ class Decoder:
         return self._given[module]
 
     def _nothing(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        adds_residual = self._layout.family.mid.startswith(">")
-        return args[0] if adds_residual else torch.zeros_like(hidden_states), None
+        return args[0] if self._adds_residual else torch.zeros_like(hidden_states), None
 
     def mlp(self, layer: int, x: Float[Tensor, "variant batch seq d_model"]) -> Tensor:
         """What an MLP adds."""

@@ -104,8 +104,8 @@ def capture(
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
-        # A copy where a view would keep a larger tensor alive, or a later edit may write into this one.
-        copied = isinstance(positions, (int, slice)) or site == "resid_mid"
+        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into it.
+        copied = isinstance(positions, (int, slice)) or site in subject.layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:
             if grad:  # what is kept must be what the model goes on with, and not a view beside it
@@ -125,7 +125,7 @@ def capture(
 
         return keep
 
-    with _attached(subject, site, {layer: keeper(layer) for layer in chosen}):
+    with attached(subject, site, {layer: keeper(layer) for layer in chosen}):
         yield acts
 
 
@@ -165,12 +165,12 @@ def edit(
 
         return change
 
-    with _attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
+    with attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
         yield
 
 
 @contextmanager
-def _attached(
+def attached(
     subject: HasLayout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
     """Puts one function at a site of each layer, while the context is open."""
@@ -248,7 +248,7 @@ def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) 
 
     def apply(tensor: Tensor) -> Tensor:
         activation = point.view(tensor)
-        if point.block is not None:  # OPT's MLP sees [batch * seq, d_model]
+        if point.block is not None and activation.ndim == 2:  # OPT's MLP sees [batch * seq, d_model]
             activation = activation.unflatten(0, (batch, -1))
         changed = function(activation)
         # A capture gives back what it got. The model then goes on with the very tensor, to the last bit.
@@ -262,7 +262,9 @@ def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) 
 
     def on_output(module: nn.Module, args: tuple, output: Any) -> Any:
         # Attention modules return their weights too; blocks return a plain tensor since transformers 5.
-        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
+        if isinstance(output, (tuple, list)):
+            return (apply(output[0]), *output[1:])
+        return apply(output)
 
     def remember_batch(module: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal batch

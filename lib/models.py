@@ -41,7 +41,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lib import differences, organisms, packaged
-from lib.checks import withhold_contradictions
+from lib.checks import checked
 from lib.encode import Images, Picture, Spans, Text, encode, spans
 from lib.sites import Layout, towers
 
@@ -82,29 +82,30 @@ class Subject:
         """See the class.
 
         Raises:
-            LookupError: the model's blocks fit no known architecture, or it has no such tower.
+            LookupError: the model's blocks fit no known architecture, it has no such tower or several of
+                them, or it is an encoder-decoder.
         """
         self.model = model
         self.processor: Any = tokenizer if processor is None else processor
         if isinstance(processor, PreTrainedTokenizerBase):
             tokenizer = processor
         self.tokenizer: Any = tokenizer or getattr(processor, "tokenizer", None)
-        layouts = towers(model)
-        self.tower_name = tower or ("text" if "text" in layouts else "vision")
-        if self.tower_name not in layouts:
-            raise LookupError(
-                f"no tower {self.tower_name!r} in {type(model).__name__}; it has {', '.join(layouts)}"
-            )
-        self.layout: Layout = layouts[self.tower_name]
-        if not self.layout.listed:  # found by the names of its modules: a small pass must agree
-            self.layout = withhold_contradictions(self)
+        found = towers(model)
+        self.tower_name = tower or next(iter(found))
+        layouts = found.get(self.tower_name, f"it has {', '.join(found)}")
+        if isinstance(layouts, str):
+            others = [name for name in found if name != self.tower_name and not isinstance(found[name], str)]
+            hint = f'; Subject(model, tower="{others[0]}") shows its other tower' if others else ""
+            raise LookupError(f"no {self.tower_name} tower in {type(model).__name__}: {layouts}{hint}")
+        self.layout: Layout = checked(model, layouts)
         self.n_layers = len(self.layout.blocks)
         self.n_heads, self.n_kv_heads = self.layout.n_heads, self.layout.n_kv_heads
         self.d_model, self.d_head = self.layout.d_model, self.layout.d_head
         token_ids = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
         self.image_token_ids = [i for i in token_ids if i is not None]
-        vision = layouts.get("vision")
-        self.n_channels: int = getattr(vision.owner.config, "num_channels", 3) if vision else 3
+        vision = found.get("vision")
+        images: Any = vision[0].owner.config if isinstance(vision, list) else None
+        self.n_channels: int = getattr(images, "num_channels", 3)
 
     def tower(self, name: Literal["text", "vision"]) -> "Subject":
         """The same model, seen through its "text" or "vision" tower."""

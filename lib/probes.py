@@ -17,10 +17,6 @@ from torch import Tensor
 from lib.models import Subject
 from lib.stats import Estimate, as_array, as_labels, bootstrap, wilson
 
-# What architectures call the norm after their last block, and what some of them multiply their logits by.
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
-_LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-
 _BLOCK_ELEMENTS = 2**23
 
 
@@ -134,27 +130,18 @@ def logit_lens(subject: Subject, resid: Float[Tensor, "*batch d_model"]) -> Floa
         resid: the residual stream at any layer, as captured at `resid_pre`, `resid_mid` or `resid_post`.
 
     Raises:
-        LookupError: the model has no unembedding, or a final norm or scaling of the logits that is not known.
+        LookupError: the model has no unembedding, or does more than these three after its last block.
         ValueError: the last axis is not d_model.
     """
-    model, decoder = subject.model, subject.layout.owner
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    if head is None:
+    model = subject.model
+    head = model.get_output_embeddings()
+    if head is None or subject.tower_name != "text":
         raise LookupError(f"{type(model).__name__} has no unembedding: the logit lens needs a language model")
     if resid.shape[-1] != subject.d_model:
         raise ValueError(f"resid {tuple(resid.shape)} must end in d_model={subject.d_model}")
-    if scaled := [name for name in _LOGIT_SCALES if getattr(config, name, 1) != 1]:
-        raise LookupError(f"{type(model).__name__} scales its logits by {scaled[0]}, which is not known here")
-    norms = [getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)]
-    if not norms:
-        modules = ", ".join(name for name, _ in decoder.named_children())
-        raise LookupError(f"no final norm ({', '.join(_FINAL_NORMS)}) in {type(decoder).__name__}: {modules}")
-    final = resid.to(head.weight)
-    for module in (norms[0], getattr(decoder, "project_out", None)):  # an OPT can lack either
-        final = final if module is None else module(final)
-    logits = head(final)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    if subject.layout.no_lens:
+        raise LookupError(f"no logit lens of {type(model).__name__}: {subject.layout.no_lens}")
+    return subject.layout.logits(head, resid)
 
 
 def cka(

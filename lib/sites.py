@@ -1,15 +1,16 @@
 """Sites: where things are in each architecture.
 
 A site is a named place in a transformer at which an activation can be read or changed. `TABLE` has one row a
-family: the paths, inside one block, of the modules at whose input or output each site lies. An architecture
-without a row of its own gets the first row whose modules its blocks all have (`lib.checks` then compares the
-sites with one another in a small forward pass, and withholds those that do not add up).
+family: the paths, inside one block, of the modules at whose input or output each site lies. Names of modules
+do not tell what is computed: of the rows whose modules all blocks have, `lib.checks` takes the one whose
+sites agree with one another in a small forward pass of that very model, and withholds those that do not.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,11 +41,11 @@ class Family:
         qkv: the projections to q, k and v; or one fused projection.
         out: attention's output projection; its input is `z`.
         mid: the module that reads `resid_mid` ("ln_2"), or, after a ">", that returns it (">attention").
+            Empty where there is none, since attention and MLP run in parallel.
         down: the MLP's last projection; its input is `mlp_act`. Empty for a mixture of experts.
         attn_out, mlp_out: modules whose output is added to the residual stream, if not `out` and `down`.
-        fused: order in a fused projection: "blocks" (all q, all k, all v) or "heads" (q, k, v of each head).
+        fused: order in a fused projection: "blocks" (all q, all k, all v) or "heads" (q, k, v of each group).
         pattern: the module that receives the pattern, in a family that computes attention by itself.
-        flat: the MLP sees batch and sequence merged in one axis.
     """
 
     attention: str
@@ -56,7 +57,6 @@ class Family:
     mlp_out: str = ""
     fused: Literal["blocks", "heads"] = "blocks"
     pattern: str = ""
-    flat: bool = False
 
     @property
     def projections(self) -> list[str]:
@@ -65,9 +65,9 @@ class Family:
 
     def fits(self, block: nn.Module) -> bool:
         """Whether a block has all modules that this row names."""
-        paths = [self.attention, *self.projections, self.out, self.mid.removeprefix(">")]
-        paths += filter(None, [self.down, self.attn_out, self.mlp_out, self.pattern])
-        return all(module(block, path) is not None for path in paths)
+        paths = [self.attention, *self.projections, self.out, self.mid.removeprefix(">"), self.down]
+        paths += [self.attn_out, self.mlp_out, self.pattern]
+        return all(module(block, path) is not None for path in paths if path)
 
 
 # A row says where sites are, not what is computed: models whose modules have the same names share one.
@@ -77,9 +77,19 @@ LLAMA = Family("self_attn", QKV, "self_attn.o_proj", NORM, "mlp.down_proj")
 GEMMA = replace(LLAMA, mid="pre_feedforward_layernorm", attn_out=NORM, mlp_out=FFN_NORM)
 OLMO = replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM)
 MIXTURE = replace(LLAMA, down="", mlp_out="mlp")  # each expert has neurons of its own: no one `mlp_act`
-PHI = replace(LLAMA, qkv="qkv_proj")
+PHI3 = replace(LLAMA, qkv="qkv_proj")
+COHERE, APERTUS = replace(LLAMA, mid=""), replace(LLAMA, mid="feedforward_layernorm")
+GLM4 = replace(LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
+VAULTGEMMA = replace(LLAMA, mid="pre_feedforward_layernorm")
+STARCODER, NANOCHAT = replace(LLAMA, down="mlp.c_proj"), replace(LLAMA, down="mlp.fc2")
+PHI = Family("self_attn", QKV, "self_attn.dense", "", "mlp.fc2")
+GPTJ = Family("attn", QKV, "attn.out_proj", "", "mlp.fc_out")
+GPTNEO = Family("attn.attention", QKV, "attn.attention.out_proj", "ln_2", "mlp.c_proj")
 GPT2 = Family("attn", "c_attn", "attn.c_proj", "ln_2", "mlp.c_proj")
 NEOX = Family("attention", "query_key_value", "attention.dense", NORM, "mlp.dense_4h_to_h", fused="heads")
+# Modules as in GPT-2 with a projection as in GPT-NeoX; modules as in BLOOM that add nothing by themselves.
+BIGCODE = replace(GPT2, fused="heads")
+PERSIMMON = replace(NEOX, attention="self_attn", out="self_attn.dense")
 BLOOM = Family(  # its attention and its MLP add the residual stream by themselves
     "self_attention",
     "query_key_value",
@@ -89,28 +99,45 @@ BLOOM = Family(  # its attention and its MLP add the residual stream by themselv
     fused="heads",
     pattern="self_attention.attention_dropout",
 )
-OPT = Family("self_attn", QKV, "self_attn.out_proj", "final_layer_norm", "fc2", flat=True)
+FALCON = replace(BLOOM, mid=NORM)
+OPT = Family("self_attn", QKV, "self_attn.out_proj", "final_layer_norm", "fc2")
 CLIP = Family("self_attn", QKV, "self_attn.out_proj", "layer_norm2", "mlp.fc2")
 VIT = Family("attention", QKV, "attention.o_proj", "layernorm_after", "mlp.fc2")
 BERT = Family("attention.self", "query key value", "attention.output.dense", ">attention", "output.dense")
 
-# Row and the `model_type`s of the configurations that it is for. An unlisted architecture gets the first row
-# that fits, so a row comes after those that need more modules (a Gemma block has all that a Llama block has).
+# Row and the `model_type`s of the configurations that it is for. Other rows that fit are tried in this order,
+# so one comes after those that need more modules (a Gemma block has all that a Llama block has).
 TABLE: list[tuple[Family, str]] = [
     (GEMMA, "gemma2 gemma3_text"),
     (OLMO, "olmo2"),
+    (GLM4, "glm4"),
     (LLAMA, "llama mistral qwen2 qwen3 gemma qwen2_vl_text qwen2_5_vl_text"),
+    (STARCODER, "starcoder2"),
+    (NANOCHAT, "nanochat"),
+    (APERTUS, "apertus"),
+    (VAULTGEMMA, "vaultgemma"),
     (MIXTURE, "gpt_oss"),
-    (PHI, "phi3"),
-    (GPT2, "gpt2"),
+    (COHERE, "cohere cohere2"),
+    (PHI3, "phi3"),
+    (PHI, "phi"),
+    (GPT2, "gpt2 gpt_bigcode"),
+    (BIGCODE, ""),
+    (GPTJ, "gptj"),
+    (GPTNEO, "gpt_neo"),
     (NEOX, "gpt_neox"),
+    (PERSIMMON, "persimmon"),
     (BLOOM, "bloom"),
-    (OPT, "opt"),
+    (FALCON, "falcon"),
+    (OPT, "opt xglm biogpt"),
     (CLIP, "clip_text_model clip_vision_model siglip_text_model siglip_vision_model idefics3_vision"),
     (VIT, "vit deit"),
-    (BERT, "bert"),
+    (BERT, "bert roberta xlm-roberta"),
 ]
 FAMILIES = {model_type: row for row, model_types in TABLE for model_type in model_types.split()}
+
+
+# What architectures call the norm after their last block.
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "layer_norm")
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,7 @@ class Point:
         view: gives the site's part of that tensor, as a view.
         partial: the view is only a part of the tensor (fused projections).
         shared: the residual stream reads the same tensor again, so that an edit must write into it.
-        block: for `flat` families, the block whose input tells the batch size.
+        block: the block whose input tells the batch size, where batch and sequence may be one axis (OPT).
     """
 
     module: nn.Module
@@ -157,6 +184,8 @@ class Layout:
         listed: whether the architecture has a row of its own.
         n_heads, n_kv_heads, d_model, d_head: as `lib.models.Subject` has them.
         withheld: site -> why it is not offered.
+        no_lens: why the logit lens is not offered; empty if it is, or if there are no logits.
+        rewritten: sites whose tensors the model writes into later (`mlp_out += attn_out`).
     """
 
     owner: PreTrainedModel
@@ -168,6 +197,8 @@ class Layout:
     d_model: int
     d_head: int
     withheld: dict[str, str]
+    no_lens: str = ""
+    rewritten: frozenset[str] = frozenset({"resid_mid"})
 
     def layers(self, site: str, layers: int | Iterable[int] | None) -> list[int]:
         """The layers asked for, checked; None is all of them.
@@ -204,51 +235,77 @@ class Layout:
         def out_of(path: str, **options: Any) -> Point:
             return Point(module(block, path), "output", **options)
 
-        flat = {"block": block} if family.flat else {}
         match site:
             case "embed":
                 # A vision tower's adds class token and positions; a text tower's gives the tokens alone.
-                vision = modality(self.owner) == "vision"
-                embed: Any = self.owner.embeddings if vision else self.owner.get_input_embeddings()
-                return Point(embed, "output")
+                owner: Any = self.owner
+                text = modality(owner) == "text"
+                return Point(owner.get_input_embeddings() if text else owner.embeddings, "output")
             case "resid_pre":
                 return Point(block, "input")
             case "resid_mid" if family.mid.startswith(">"):
                 return out_of(family.mid[1:])
             case "resid_mid":  # what the norm before the MLP reads
-                return into(family.mid, shared=True, **flat)
+                return into(family.mid, shared=True, block=block)
             case "resid_post":
                 return Point(block, "output")
             case "attn_out":
                 return out_of(family.attn_out or family.out)
             case "mlp_out":
-                return out_of(family.mlp_out or family.down, **flat)
+                return out_of(family.mlp_out or family.down, block=block)
             case "mlp_act":
-                return into(family.down, **flat)
+                return into(family.down, block=block)
             case "z":  # before the output projection mixes the heads
                 return into(family.out, view=lambda x: x.unflatten(-1, (self.n_heads, self.d_head)))
             case "q" | "k" | "v":
                 paths, index = family.projections, "qkv".index(site)
                 if len(paths) == 1:
                     return out_of(paths[0], view=self._fused(index), partial=True)
-                return out_of(paths[index], view=lambda x: x.unflatten(-1, (-1, self.d_head)))
+                # A wider q projection holds a gate beside each head's query (Qwen3-Next).
+                n, d_head = (self.n_kv_heads if index else self.n_heads), self.d_head
+                return out_of(
+                    paths[index], view=lambda x: x.unflatten(-1, (n, -1))[..., :d_head], partial=site == "q"
+                )
             case "pattern" if family.pattern:
                 return into(family.pattern)
         return None
 
+    def logits(self, head: nn.Module, resid: Tensor) -> Tensor:
+        """What a model with this text tower and unembedding `head` says if `resid` leaves the last block.
+
+        Raises:
+            LookupError: there is no final norm of a known name.
+        """
+        norms = [getattr(self.owner, name) for name in _FINAL_NORMS if hasattr(self.owner, name)]
+        if not norms:
+            modules = ", ".join(name for name, _ in self.owner.named_children())
+            raise LookupError(
+                f"no final norm ({', '.join(_FINAL_NORMS)}) in {type(self.owner).__name__}: {modules}"
+            )
+        final: Any = resid.to(getattr(head, "weight", resid))
+        for part in (norms[0], getattr(self.owner, "project_out", None), head):  # an OPT can lack either
+            final = final if part is None else part(final)
+        cap = getattr(self.owner.config, "final_logit_softcapping", None)
+        return final if cap is None else cap * torch.tanh(final / cap)
+
     def _fused(self, index: int) -> Callable[[Tensor], Tensor]:
         """A view of q, k or v (0, 1, 2) in the output of a fused projection."""
-        if self.family.fused == "heads":  # [head, (q, k, v), d_head]
-            return lambda x: x.unflatten(-1, (self.n_heads, 3, self.d_head))[..., index, :]
+        if self.family.fused == "heads":  # [key-value head, (its query heads, k, v), d_head]
+            group, n_kv, d_head = self.n_heads // self.n_kv_heads, self.n_kv_heads, self.d_head
+            chosen = slice(group) if index == 0 else slice(group + index - 1, group + index)
+            return lambda x: x.unflatten(-1, (n_kv, group + 2, d_head))[..., chosen, :].flatten(-3, -2)
         # [all heads of q, then of k, then of v; d_head]: with grouped queries k and v have fewer.
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         start = sum(heads[:index])
         return lambda x: x.unflatten(-1, (sum(heads), self.d_head))[..., start : start + heads[index], :]
 
 
-def modality(owner: PreTrainedModel) -> Literal["text", "vision"]:
-    """What a tower reads."""
-    return "vision" if "image" in owner.input_modalities else "text"
+def modality(owner: PreTrainedModel) -> str:
+    """What a tower reads: "text", if it embeds tokens; "vision"; else what transformers calls it."""
+    kinds = owner.input_modalities
+    if _embedding(owner) is not None or kinds == "text":
+        return "text"
+    return "vision" if "image" in kinds else str(kinds)
 
 
 def module(block: nn.Module, path: str) -> Any:
@@ -259,30 +316,68 @@ def module(block: nn.Module, path: str) -> Any:
     return part
 
 
-def towers(model: PreTrainedModel) -> dict[str, Layout]:
-    """The towers of a model, by what they read ("text", "vision").
+def towers(model: PreTrainedModel) -> dict[str, list[Layout] | str]:
+    """The towers of a model, by what they read: "text", then "vision".
+
+    The text tower is the stack between the model's token embedding and its unembedding. A tower's value has
+    one layout for each row of the table that fits its blocks, or says why there is none.
 
     Raises:
-        LookupError: no stack of blocks fits any row of the table; the message has the modules' names.
+        LookupError: the model is an encoder-decoder, or has no tower for texts or images.
     """
-    layouts: dict[str, Layout] = {}
-    stacks = _stacks(model)
+    name, config = type(model).__name__, model.config
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ()))]
+    if any(getattr(part, "is_encoder_decoder", False) for part in parts):
+        raise LookupError(
+            f"{name} is an encoder-decoder, which is not supported: give a decoder (GPT-2, Llama), a "
+            "vision-language model whose language model is a decoder (LLaVA, Qwen2-VL), or an encoder (BERT, "
+            "ViT, CLIP)"
+        )
+    stacks, tokens = _stacks(model), _embedding(model)
+    behind = [stack for stack in stacks if tokens is not None and _embedding(stack[0]) is tokens]
+    generates = model.get_output_embeddings() is not None or model.can_generate()
+    texts = behind or [stack for stack in stacks if not generates and modality(stack[0]) == "text"]
+    found: dict[str, list[Layout] | str] = {}
+    if texts or generates:
+        found["text"] = _layouts(texts, "between its token embedding and its unembedding")
+    images = [stack for stack in stacks if stack not in texts and modality(stack[0]) == "vision"]
+    if images:
+        found["vision"] = _layouts(images, "for images")
+    if not found:
+        raise LookupError(f"no sites found in {name}: it has no stack of blocks that reads texts or images")
+    return found
+
+
+def _layouts(stacks: list[tuple[PreTrainedModel, nn.ModuleList]], where: str) -> list[Layout] | str:
+    """One layout for each row that fits a tower's blocks; or why there is none."""
+    layouts, unfit = list[Layout](), list[str]()
     for owner, blocks in stacks:
         listed = FAMILIES.get(owner.config.model_type)
-        rows = [listed] if listed else FAMILIES.values()
         # Every block must fit: hybrids have blocks without attention among the others.
-        if family := next((row for row in rows if all(map(row.fits, blocks))), None):
-            # Of several stacks that read the same, the first is the tower.
-            layouts.setdefault(modality(owner), _layout(owner, blocks, family, listed is not None))
-    if not layouts:
-        children = "; ".join(
-            f"a {type(blocks[0]).__name__} has {', '.join(name for name, _ in blocks[0].named_children())}"
-            for _, blocks in stacks
-        )
-        unfit = f"no row of lib.sites.TABLE fits its blocks ({children})"
-        reason = unfit if stacks else "it has no stack of blocks"
-        raise LookupError(f"no sites found in {type(model).__name__}: {reason}")
-    return layouts
+        rows = [row for row, _ in TABLE if all(map(row.fits, blocks))]
+        for row in sorted(rows, key=lambda row: row is not listed):
+            try:
+                layouts.append(_layout(owner, blocks, row, row is listed))
+            except LookupError as error:
+                unfit.append(str(error))
+        if not rows:
+            children = {
+                type(block).__name__: [name for name, _ in block.named_children()] for block in blocks
+            }
+            has = "; ".join(f"a {block} has {', '.join(names)}" for block, names in children.items())
+            unfit.append(f"no row of lib.sites.TABLE fits its blocks ({has})")
+    if len(owners := {layout.owner: type(layout.owner).__name__ for layout in layouts}) > 1:
+        return f"it has several stacks of blocks {where} ({', '.join(owners.values())}): none is the tower"
+    return layouts or "; ".join(unfit) or f"it has no stack of blocks {where}"
+
+
+def _embedding(model: PreTrainedModel) -> nn.Module | None:
+    """The embedding of a model's tokens, if it reads tokens."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding if isinstance(embedding, nn.Embedding) else None
 
 
 def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList]]:
@@ -303,27 +398,37 @@ def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList
 
 def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, listed: bool) -> Layout:
     """Takes the dimensions from the configuration, and compares them with the modules."""
-    config = owner.config
-    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    config, name = owner.config, type(owner).__name__
+    d_model, n_heads = (getattr(config, size, None) for size in ("hidden_size", "num_attention_heads"))
+    if not (isinstance(d_model, int) and isinstance(n_heads, int)):
+        raise LookupError(f"{name}: its configuration has no one hidden_size and num_attention_heads")
     d_head = getattr(config, "head_dim", None) or d_model // n_heads
-    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    if len(family.projections) == 3:  # not every configuration calls their number so; the width tells
-        n_kv_heads = _width(module(blocks[0], family.projections[1]))[1] // d_head
+    # Not every configuration calls the number of key-value heads so; the width tells.
+    widths = [_width(module(blocks[0], path))[1] // d_head for path in family.projections]
+    n_kv_heads = widths[1] if len(widths) == 3 else (widths[0] - n_heads) // 2
     for block in blocks:
         q_in, _ = _width(module(block, family.projections[0]))
         z, out = _width(module(block, family.out))
-        if (q_in, z, out) != (d_model, n_heads * d_head, d_model):
+        if (q_in, z, out) != (d_model, n_heads * d_head, d_model) or n_kv_heads < 1 or n_heads % n_kv_heads:
             raise LookupError(
-                f"{type(owner).__name__}: by its configuration, attention maps {d_model} to {n_heads} heads "
-                f"of {d_head} and back to {d_model}; by its modules, {q_in} to {z} and back to {out}"
+                f"{name}: by its configuration, attention maps {d_model} to {n_heads} heads of {d_head} and "
+                f"back to {d_model}; by its modules, {q_in} to {z} ({n_kv_heads} of keys) and back to {out}"
             )
     withheld = {}
     if getattr(blocks[0], "use_parallel_residual", False):
         withheld["resid_mid"] = (
             "attention and MLP run in parallel (resid_pre + attn_out + mlp_out = resid_post)"
         )
+    if not family.mid:
+        withheld["resid_mid"] = "no module reads the residual stream between attention and MLP"
     if not family.down:
-        withheld["mlp_act"] = "its MLP is a mixture of experts"
+        mlps = [module(block, family.mlp_out) for block in blocks]
+        mixture = next((mlp for mlp in mlps if hasattr(mlp, "experts")), None)
+        known = f"no row of lib.sites.TABLE names the last projection of its {type(mlps[0]).__name__}"
+        own = f"its {type(mixture).__name__} has experts, each with neurons of its own"
+        withheld["mlp_act"] = own if mixture is not None else known
+    if family.fused == "heads" and 1 < n_kv_heads < n_heads:
+        withheld["q"] = "in its fused projection, queries of a group stand apart from the next group's"
     if family.pattern:
         withheld["scores"] = "it computes attention by itself, not through transformers' attention interface"
     return Layout(owner, blocks, family, listed, n_heads, n_kv_heads, d_model, d_head, withheld)
@@ -331,6 +436,7 @@ def _layout(owner: PreTrainedModel, blocks: nn.ModuleList, family: Family, liste
 
 def _width(projection: Any) -> tuple[int, int]:
     """Input and output width; not from the weight, whose shape is packed when quantised."""
-    if hasattr(projection, "in_features"):
-        return projection.in_features, projection.out_features
-    return projection.nx, projection.nf  # GPT-2's Conv1D
+    for names in (("in_features", "out_features"), ("nx", "nf")):  # GPT-2's Conv1D has the latter
+        if hasattr(projection, names[0]):
+            return getattr(projection, names[0]), getattr(projection, names[1])
+    raise LookupError(f"its {type(projection).__name__} is no linear layer whose widths are known")

@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 from book.site import figures
+from book.site.architectures import architectures
 from book.site.gallery import gallery
 from book.site.results import CHAPTERS, WHOSE, chapter, counts, slug_of
 from book.site.scoreboard import scoreboard
@@ -31,7 +32,7 @@ class made_from_data(nodes.General, nodes.Element):  # noqa: N801 - docutils' co
 
 
 class MadeFromData(SphinxDirective):
-    """`{gallery}`, `{scoreboard}`, `{scenes}`."""
+    """`{gallery}`, `{scoreboard}`, `{scenes}`, `{architectures}`."""
 
     def run(self) -> list[nodes.Node]:
         return [made_from_data("", kind=self.name, slug="")]
@@ -124,6 +125,7 @@ MADE = {
     "gallery": gallery,
     "scoreboard": scoreboard,
     "organisms": organisms,
+    "architectures": architectures,
     "scenes": figures.world,
     "training": figures.training,
 }
@@ -150,7 +152,7 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("worked_papers_addresses", {}, "html")  # set in theme.py
     app.add_node(made_from_data)
     app.add_directive("organisms", Organisms)
-    for name in ("gallery", "scoreboard", "scenes"):
+    for name in ("gallery", "scoreboard", "scenes", "architectures"):
         app.add_directive(name, MadeFromData)
     app.connect("env-get-outdated", always_anew)
     app.connect("doctree-resolved", fill_in)

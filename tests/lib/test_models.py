@@ -107,7 +107,7 @@ def test_towers_are_views_of_one_model():
     assert (s.tower_name, vision.tower_name) == ("text", "vision")
     assert vision.model is s.model
     assert vision.layout.owner is s.model.vision_model
-    with pytest.raises(LookupError, match="no tower 'audio' in CLIPModel; it has text, vision"):
+    with pytest.raises(LookupError, match="no audio tower in CLIPModel: it has text, vision"):
         s.tower("audio")
 
 

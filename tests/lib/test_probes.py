@@ -180,7 +180,7 @@ def test_a_model_without_a_lens_says_why():
         LookupError, match=r"no final norm \(norm, ln_f, .* in BertModel: embeddings, encoder"
     ):
         logit_lens(families.subject("bert"), resid)
-    with pytest.raises(LookupError, match="GraniteForCausalLM scales its logits by logits_scaling"):
+    with pytest.raises(LookupError, match="no logit lens of GraniteForCausalLM: its logits are off"):
         logit_lens(special("granite", logits_scaling=8.0)[0], resid)
     with pytest.raises(ValueError, match=r"resid \(1, 33\) must end in d_model=32"):
         logit_lens(special("granite")[0], torch.zeros(1, 33))
