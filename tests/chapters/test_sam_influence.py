@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hub_models
+import hub_nets
 import numpy as np
 import pytest
 import torch
@@ -111,7 +113,6 @@ def test_a_flip_needs_a_second_class() -> None:
         ("remove_grid", [1.0], "0.01 to 0.9"),
         ("n_seeds", 1, "at least 2"),
         ("steps", 9, "at least 10"),
-        ("dtype", "float16", "one of float64, float32"),
     ],
 )
 def test_a_parameter_that_cannot_work_is_refused_and_named(name: str, value: object, complaint: str) -> None:
@@ -604,3 +605,22 @@ def test_accuracy_counts_what_each_of_several_networks_gets_right(net: SimpleNam
         (module(net.validation.x).argmax(1) == net.validation.y).double().mean() for module in net.modules
     ]
     assert found.tolist() == [[pytest.approx(100 * share.item())] * 2 for share in right]
+
+
+SMALL_RUN = {"n_seeds": 2, "n_train": 60, "n_validation": 30, "n_test": 60, "n_loo": 4, "batch_size": 30}
+SMALL_RUN |= {"pca_dim": 8, "hidden": 8, "steps": 20, "rho_grid": [0.1, 0.5], "remove_grid": [0.2]}
+SMALL_RUN |= {"damping": 0.3, "damping_grid": [0.3, 1.0], "device": "cpu", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("preset", ["gpu", pytest.param("colab", marks=pytest.mark.weekly)])
+def test_the_listed_model_reaches_the_end_in_half_precision_and_what_is_trained_on_it_is_double(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hub_nets.folder("google/vit-base-patch16-224", blocks=1)
+    given = {"model": model, "data": hub_nets.images(n=130)}
+    run = hub_models.run_chapter("sam-influence", preset, monkeypatch, **given, **SMALL_RUN)
+    assert next(run.names["subject"].model.parameters()).dtype == torch.bfloat16
+    assert run.names["trained"].dtype == run.names["end"].dtype == torch.float64
+    unlearnt = run.names["before"].mean() <= 10
+    for n in (3, 4, 5, 6, 9, 11, 12):
+        assert run.records[f"sam-influence.{n}"].reason.startswith("Task not done") or not unlearnt
