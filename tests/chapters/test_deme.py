@@ -6,6 +6,8 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import hub_models
+import hub_nets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -599,3 +601,33 @@ def test_features_of_a_vision_transformer_are_its_class_token() -> None:
     with torch.inference_mode():
         expected = subject.model.vit(pixels).last_hidden_state[:, 0]
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["gpu", pytest.param("colab", marks=pytest.mark.weekly)])
+def test_the_listed_unet_reaches_the_end_and_copies_of_it_are_one_network(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    smaller = {
+        "finetune_steps": 1,
+        "batch_size": 2,
+        "merge_grid": [0.0, 1.0],
+        "n_samples": 40,
+        "n_search": 40,
+    }
+    smaller |= {"ddim_steps": 1, "n_train": 60, "n_test": 40, "n_levels": 6, "n_gradient": 1, "n_ranges": 2}
+    run = hub_models.run_chapter(
+        "deme",
+        preset,
+        monkeypatch,
+        model=hub_nets.folder("google/ddpm-cifar10-32"),
+        data=hub_nets.images(n=110, column="img"),
+        features=hub_nets.folder("facebook/deit-tiny-patch16-224", blocks=1),
+        device="cpu",
+        dtype="float32",  # the preset's bfloat16 is slow on a CPU
+        **smaller,
+    )
+    for n in (6, 8):
+        reason = run.records[f"deme.{n}"].reason
+        assert reason.startswith("One network") or "lost in its noise" in reason or "lost in their" in reason
+    assert run.records["deme.7"].verdict != "not testable here"  # a U-Net has places
