@@ -65,7 +65,7 @@ class Decoder:
         """Watches the library's model on the clean prompts, and on both kinds together.
 
         Raises:
-            LookupError: a head's output depends on another head's query, or weights are quantised.
+            LookupError: a head's output depends on another head's, or weights are quantised.
         """
         layout = self._layout = subject.layout
         self._subject, self._given = subject, dict[nn.Module, Tensor]()
@@ -133,7 +133,7 @@ class Decoder:
         """Whether attention does the same in all heads (no ALiBi, no sinks), so that they can swap places.
 
         Raises:
-            LookupError: a head's output depends on another head's query.
+            LookupError: a head's output depends on another head's query, key or value.
         """
         layout, (batch, seq, _) = self._layout, self.embeds[0].shape
         draw, size = torch.Generator().manual_seed(0), layout.n_heads // layout.n_kv_heads
@@ -141,11 +141,13 @@ class Decoder:
         q, k, v = (torch.randn(shape, generator=draw).to(self.embeds[0]) for shape in shapes)
         close = partial(torch.allclose, rtol=1e-3, atol=1e-3, equal_nan=True)
         z = self.attend(layer, q, k, v)
-        if not close(self.attend(layer, torch.cat([-10 * q[:1], q[1:]]), k, v)[1:], z[1:]):
-            raise LookupError(
-                f"no graph of edges of {type(self._subject.model).__name__}: its heads cannot be told apart, "
-                "since a head's query changes what other heads put out"
-            )
+        for i, (what, n) in enumerate((("query", 1), ("key", size), ("value", size))):
+            given = [torch.cat([-10 * x[:1], x[1:]]) if i == j else x for j, x in enumerate((q, k, v))]
+            if not close(self.attend(layer, *given)[n:], z[n:]):
+                raise LookupError(
+                    f"no graph of edges of {type(self._subject.model).__name__}: its heads cannot be told "
+                    f"apart, since a head's {what} changes what other heads put out"
+                )
         return close(self.attend(layer, q.roll(size, 0), k.roll(1, 0), v.roll(1, 0)), z.roll(size, 0))
 
     def groups(self, heads: np.ndarray) -> np.ndarray:

@@ -189,7 +189,13 @@ class Patcher:
         """
         self.graph = Graph.of(subject)
         _check_inputs(subject, clean, corrupted, positions, ablation)
-        self._decoder = Decoder(subject, clean, clean if corrupted is None else corrupted)
+        try:
+            self._decoder = Decoder(subject, clean, clean if corrupted is None else corrupted)
+        except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+            raise LookupError(
+                f"no graph of edges of {type(subject.model).__name__}: it could not be run in parts on these "
+                f"prompts ({type(error).__name__}: {error})"
+            ) from error
         self._zero, self._shape, self.n_passes = ablation == "zero", (*positions.shape, -1), 0.0
         batch = torch.arange(len(positions), device=subject.device)[:, None]
         self._answers = batch, positions.to(subject.device).view(len(positions), -1)  # batch n

@@ -235,5 +235,6 @@ def _ends(subject: Subject) -> list[int]:
     """The tokens that end an answer."""
     model, tokenizer = unwrapped(subject.model), subject.tokenizer
     settings: list[Any] = [model.generation_config, model.config.get_text_config(), tokenizer]
-    ends: Any = next((s.eos_token_id for s in settings if s.eos_token_id is not None), [])
+    found = (getattr(part, "eos_token_id", None) for part in settings)  # not every text part has one
+    ends: Any = next((ids for ids in found if ids is not None), [])
     return ends if isinstance(ends, list) else [ends]

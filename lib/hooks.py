@@ -104,8 +104,6 @@ def capture(
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
-        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into this one.
-        copied = isinstance(positions, (int, slice)) or site in layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:
             if grad:  # what is kept must be what the model goes on with, and not a view beside it
@@ -116,7 +114,8 @@ def capture(
             if reduce is not None:  # nothing is stored, so that memory does not grow with the passes
                 acts[layer] = reduce(acts.get(layer), kept)
                 return activation
-            passes.append(kept.clone() if copied and not grad else kept)
+            # A copy: models write into their tensors later (Falcon's mlp_out += attn_out), and so do edits.
+            passes.append(kept if grad else kept.clone())
             if len(passes) == 1:
                 acts[layer] = passes[0]
             else:  # "the" activation would be one of several: asking for it is an error then
@@ -125,7 +124,7 @@ def capture(
 
         return keep
 
-    with _attached(subject, site, {layer: keeper(layer) for layer in chosen}):
+    with attached(subject, site, {layer: keeper(layer) for layer in chosen}):
         yield acts
 
 
@@ -165,12 +164,12 @@ def edit(
 
         return change
 
-    with _attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
+    with attached(subject, site, {number: changer(number) for number in subject.layout.layers(site, layer)}):
         yield
 
 
 @contextmanager
-def _attached(
+def attached(
     subject: HasLayout, site: str, functions: Mapping[int, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
     """Puts one function at a site of each layer, while the context is open."""
