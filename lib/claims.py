@@ -351,7 +351,8 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
             verdict: Verdict = "not testable here"
             if record.claim.rule and estimate:  # decided by the rule as it is now
                 verdict = decide(record.claim.rule, estimate, null if record.claim.null else None)[0]
-            name, model = path.stem.partition("--")[2], run["parameters"].get("model", "")
+            name, given = path.stem.partition("--")[2], run["parameters"]
+            packaged = [x for x in given.values() if isinstance(x, str) and x in versions]
             kind = name if name in COLUMNS else "seeds" if "runs" in kept else "recorded"
             on_twins = (
                 record.claim.twin_holds if kind == "untrained" and verdict.startswith("holds") else None
@@ -359,18 +360,21 @@ def _recorded(record: ClaimRecord) -> ClaimRecord:
             runs[kind].append(
                 RecordedRun(
                     name=name,
-                    settings=", ".join(f"{name} = {value}" for name, value in run["parameters"].items()),
+                    settings=", ".join(f"{name} = {value}" for name, value in given.items()),
                     estimate=estimate,
                     verdict=verdict,
                     date=kept.get("date", ""),
                     commit=kept.get("commit") or "",
                     versions=", ".join(f"{name} {v}" for name, v in versions.items() if name in SHOWN),
-                    model=", ".join(filter(None, [model, versions.get(model, "").partition(" of ")[0]])),
+                    model=", ".join(f"{x}, {versions[x].partition(' of ')[0]}" for x in packaged)
+                    or given.get("model", ""),
                     reason=(on_twins if estimate else stored.get("reason")) or "",
                 )
             )
-    if record.claim.no_twin or not record.claim.testable:
+    if record.claim.no_twin:
         runs["untrained"].clear()
+    if not record.claim.testable:  # unless another model can show it
+        runs |= {kind: [run for run in runs[kind] if run.estimate] for kind in COLUMNS}
     found = {kind: next(iter(of), None) if kind in COLUMNS else tuple(of) for kind, of in runs.items()}
     shown = ClaimRecord(**vars(record) | found)
     shown.show()

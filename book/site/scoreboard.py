@@ -32,7 +32,7 @@ def scoreboard(app: Sphinx, docname: str, slug: str) -> str:
         counted={by: counts(rows, by) for by in WHOSE},
         seeds=seeds(rows),
         twins=twins(rows),
-        real=[row for row in rows if row.on_real != "not run"],
+        real=[row for row in rows if row.on_real != "not run" and row.claim.testable],
         files=files,
     )
 

@@ -324,8 +324,9 @@ def test_real_models_and_untrained_twins_stand_in_the_row_and_decide_nothing(fol
     claims.RESULTS.mkdir()
     measured = claim("some-paper.1", Estimate(30, 25, 35, 99), null=Estimate(0, -2, 2, 9)).to_json()
     undone = not_testable("some-paper.2", "Task not done on this model.").to_json()
-    for name, parameters in {"real": {"model": "smollm2"}, "untrained": {"untrained": True}}.items():
-        kept = {"parameters": parameters, "claims": [measured, undone], "versions": {"torch": "9"}}
+    beyond = not_testable("some-paper.3").to_json()
+    for name, parameters in {"real": {"language": "smollm2"}, "untrained": {"untrained": True}}.items():
+        kept = {"parameters": parameters, "claims": [measured, undone, beyond], "versions": {"torch": "9"}}
         kept["versions"] |= {"smollm2": "Q4_1 of some package"} if name == "real" else {}
         (claims.RESULTS / f"some-paper--{name}.json").write_text(json.dumps(kept))
     record = claim("some-paper.1", Estimate(12, -3, 40, 3), null=Estimate(0, -2, 2, 9))
@@ -335,6 +336,7 @@ def test_real_models_and_untrained_twins_stand_in_the_row_and_decide_nothing(fol
     row = claims._html(record)
     for shown in ("smollm2, Q4_1: ✓ holds", "untrained: ✓ holds"):
         assert shown in unfolded(row)
+    assert not_testable("some-paper.3").real is None
     second = claim("some-paper.2", Estimate(0.3, -0.2, 0.9, 9))
     assert "not measured: not testable here  (Task not done on this model. untrained = True" in str(second)
 
