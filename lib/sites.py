@@ -72,66 +72,50 @@ class Family:
 
 # A row says where sites are, not what is computed: models whose modules have the same names share one.
 QKV, NORM, FFN_NORM = "q_proj k_proj v_proj", "post_attention_layernorm", "post_feedforward_layernorm"
+FFN_PRENORM, ATTENTION_NORM = "pre_feedforward_layernorm", "post_self_attn_layernorm"
 LLAMA = Family("self_attn", QKV, "self_attn.o_proj", NORM, "mlp.down_proj")
-# A norm before and after each half; a norm only after each half, so that the MLP reads the stream itself.
-GEMMA = replace(LLAMA, mid="pre_feedforward_layernorm", attn_out=NORM, mlp_out=FFN_NORM)
-OLMO = replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM)
-MIXTURE = replace(LLAMA, down="", mlp_out="mlp")  # each expert has neurons of its own: no one `mlp_act`
-PHI3 = replace(LLAMA, qkv="qkv_proj")
-COHERE, APERTUS = replace(LLAMA, mid=""), replace(LLAMA, mid="feedforward_layernorm")
-GLM4 = replace(LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
-VAULTGEMMA = replace(LLAMA, mid="pre_feedforward_layernorm")
-STARCODER, NANOCHAT = replace(LLAMA, down="mlp.c_proj"), replace(LLAMA, down="mlp.fc2")
-PHI = Family("self_attn", QKV, "self_attn.dense", "", "mlp.fc2")
-GPTJ = Family("attn", QKV, "attn.out_proj", "", "mlp.fc_out")
-GPTNEO = Family("attn.attention", QKV, "attn.attention.out_proj", "ln_2", "mlp.c_proj")
 GPT2 = Family("attn", "c_attn", "attn.c_proj", "ln_2", "mlp.c_proj")
-NEOX = Family("attention", "query_key_value", "attention.dense", NORM, "mlp.dense_4h_to_h", fused="heads")
-# Modules as in GPT-2 with a projection as in GPT-NeoX; modules as in BLOOM that add nothing by themselves.
-BIGCODE = replace(GPT2, fused="heads")
-PERSIMMON = replace(NEOX, attention="self_attn", out="self_attn.dense")
-BLOOM = Family(  # its attention and its MLP add the residual stream by themselves
-    "self_attention",
-    "query_key_value",
-    "self_attention.dense",
-    ">self_attention",
-    "mlp.dense_4h_to_h",
-    fused="heads",
-    pattern="self_attention.attention_dropout",
-)
-FALCON = replace(BLOOM, mid=NORM)
-OPT = Family("self_attn", QKV, "self_attn.out_proj", "final_layer_norm", "fc2")
-CLIP = Family("self_attn", QKV, "self_attn.out_proj", "layer_norm2", "mlp.fc2")
-VIT = Family("attention", QKV, "attention.o_proj", "layernorm_after", "mlp.fc2")
-BERT = Family("attention.self", "query key value", "attention.output.dense", ">attention", "output.dense")
+DENSE = ("query_key_value", "self_attention.dense", ">self_attention", "mlp.dense_4h_to_h")
+BLOOM = Family("self_attention", *DENSE, fused="heads", pattern="self_attention.attention_dropout")
+NEOX = Family("attention", DENSE[0], "attention.dense", NORM, DENSE[3], fused="heads")
 
 # Row and the `model_type`s of the configurations that it is for. Other rows that fit are tried in this order,
 # so one comes after those that need more modules (a Gemma block has all that a Llama block has).
 TABLE: list[tuple[Family, str]] = [
-    (GEMMA, "gemma2 gemma3_text"),
-    (OLMO, "olmo2"),
-    (GLM4, "glm4"),
+    # A norm before and after each half; a norm only after each half, so that the MLP reads the stream itself.
+    (replace(LLAMA, mid=FFN_PRENORM, attn_out=NORM, mlp_out=FFN_NORM), "gemma2 gemma3_text"),
+    (replace(LLAMA, mid="mlp", attn_out=NORM, mlp_out=FFN_NORM), "olmo2"),
+    (replace(LLAMA, attn_out=ATTENTION_NORM, mlp_out="post_mlp_layernorm"), "glm4"),
     (LLAMA, "llama mistral qwen2 qwen3 gemma qwen2_vl_text qwen2_5_vl_text"),
-    (STARCODER, "starcoder2"),
-    (NANOCHAT, "nanochat"),
-    (APERTUS, "apertus"),
-    (VAULTGEMMA, "vaultgemma"),
-    (MIXTURE, "gpt_oss"),
-    (COHERE, "cohere cohere2"),
-    (PHI3, "phi3"),
-    (PHI, "phi"),
+    (replace(LLAMA, down="mlp.c_proj"), "starcoder2"),
+    (replace(LLAMA, down="mlp.fc2"), "nanochat"),
+    (replace(LLAMA, mid="feedforward_layernorm"), "apertus"),
+    (replace(LLAMA, mid=FFN_PRENORM), "vaultgemma"),
+    (
+        replace(LLAMA, down="", mlp_out="mlp"),
+        "gpt_oss",
+    ),  # each expert has neurons of its own: no one `mlp_act`
+    (replace(LLAMA, mid=""), "cohere cohere2"),
+    (replace(LLAMA, qkv="qkv_proj"), "phi3"),
+    (Family("self_attn", QKV, "self_attn.dense", "", "mlp.fc2"), "phi"),
     (GPT2, "gpt2 gpt_bigcode"),
-    (BIGCODE, ""),
-    (GPTJ, "gptj"),
-    (GPTNEO, "gpt_neo"),
+    (replace(GPT2, fused="heads"), ""),  # GPT-BigCode without multi-query attention
+    (Family("attn", QKV, "attn.out_proj", "", "mlp.fc_out"), "gptj"),
+    (Family("attn.attention", QKV, "attn.attention.out_proj", "ln_2", "mlp.c_proj"), "gpt_neo"),
     (NEOX, "gpt_neox"),
-    (PERSIMMON, "persimmon"),
-    (BLOOM, "bloom"),
-    (FALCON, "falcon"),
-    (OPT, "opt xglm biogpt"),
-    (CLIP, "clip_text_model clip_vision_model siglip_text_model siglip_vision_model idefics3_vision"),
-    (VIT, "vit deit"),
-    (BERT, "bert roberta xlm-roberta"),
+    (replace(NEOX, attention="self_attn", out="self_attn.dense"), "persimmon"),
+    (BLOOM, "bloom"),  # its attention and its MLP add the residual stream by themselves
+    (replace(BLOOM, mid=NORM), "falcon"),
+    (Family("self_attn", QKV, "self_attn.out_proj", "final_layer_norm", "fc2"), "opt xglm biogpt"),
+    (
+        Family("self_attn", QKV, "self_attn.out_proj", "layer_norm2", "mlp.fc2"),
+        "clip_text_model clip_vision_model siglip_text_model siglip_vision_model idefics3_vision",
+    ),
+    (Family("attention", QKV, "attention.o_proj", "layernorm_after", "mlp.fc2"), "vit deit"),
+    (
+        Family("attention.self", "query key value", "attention.output.dense", ">attention", "output.dense"),
+        "bert roberta xlm-roberta",
+    ),
 ]
 FAMILIES = {model_type: row for row, model_types in TABLE for model_type in model_types.split()}
 
@@ -185,7 +169,6 @@ class Layout:
         n_heads, n_kv_heads, d_model, d_head: as `lib.models.Subject` has them.
         withheld: site -> why it is not offered.
         no_lens: why the logit lens is not offered; empty if it is, or if there are no logits.
-        rewritten: sites whose tensors the model writes into later (`mlp_out += attn_out`).
     """
 
     owner: PreTrainedModel
@@ -198,7 +181,6 @@ class Layout:
     d_head: int
     withheld: dict[str, str]
     no_lens: str = ""
-    rewritten: frozenset[str] = frozenset({"resid_mid"})
 
     def layers(self, site: str, layers: int | Iterable[int] | None) -> list[int]:
         """The layers asked for, checked; None is all of them.
@@ -351,6 +333,8 @@ def towers(model: PreTrainedModel) -> dict[str, list[Layout] | str]:
 def _layouts(stacks: list[tuple[PreTrainedModel, nn.ModuleList]], where: str) -> list[Layout] | str:
     """One layout for each row that fits a tower's blocks; or why there is none."""
     layouts, unfit = list[Layout](), list[str]()
+    if len(owners := {owner: type(owner).__name__ for owner, _ in stacks}) > 1:
+        return f"it has several stacks of blocks {where} ({', '.join(owners.values())}): none is the tower"
     for owner, blocks in stacks:
         listed = FAMILIES.get(owner.config.model_type)
         # Every block must fit: hybrids have blocks without attention among the others.
@@ -366,8 +350,6 @@ def _layouts(stacks: list[tuple[PreTrainedModel, nn.ModuleList]], where: str) ->
             }
             has = "; ".join(f"a {block} has {', '.join(names)}" for block, names in children.items())
             unfit.append(f"no row of lib.sites.TABLE fits its blocks ({has})")
-    if len(owners := {layout.owner: type(layout.owner).__name__ for layout in layouts}) > 1:
-        return f"it has several stacks of blocks {where} ({', '.join(owners.values())}): none is the tower"
     return layouts or "; ".join(unfit) or f"it has no stack of blocks {where}"
 
 

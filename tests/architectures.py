@@ -1,7 +1,7 @@
 """What the library can do with each architecture of transformers, measured on tiny random checkpoints.
 
     python tests/architectures.py               # the table of all, to book/architectures.json
-    python tests/architectures.py llama opt     # rows of some, printed
+    python tests/architectures.py llama opt     # only the rows of some are made anew
 
 Configurations are made small by the names of their fields, for whatever model type. What is offered is then
 tried in float64 on other inputs than the library's own check uses, by the plain captures that a reader makes.
@@ -46,19 +46,20 @@ NAMES = {
     96: "vocab_size vocab_size_per_layer_input padded_vocab_size",
     64: "max_position_embeddings n_positions n_ctx max_seq_len",
     48: """intermediate_size ffn_dim n_inner ffn_hidden_size d_ff mlp_dim encoder_ffn_dim decoder_ffn_dim
-        moe_intermediate_size intermediate_size_mlp shared_expert_intermediate_size shared_intermediate_size""",
+        moe_intermediate_size intermediate_size_mlp shared_expert_intermediate_size
+        shared_intermediate_size""",
     32: """hidden_size d_model n_embd dim embed_dim word_embed_proj_dim projection_dim out_hidden_size
         vision_hidden_size output_dim embedding_size projection_size""",
     16: "image_size",
     8: """head_dim qk_nope_head_dim v_head_dim attention_head_dim global_head_dim q_lora_rank kv_lora_rank
         hidden_size_per_layer_input laurel_rank""",
     4: """num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads
-        decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts qk_rope_head_dim
-        rotary_dim patch_size sliding_window""",
+        decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts
+        qk_rope_head_dim rotary_dim patch_size sliding_window""",
     3: "num_channels in_channels",
     LAYERS: """num_hidden_layers n_layer num_layers n_layers depth encoder_layers decoder_layers
-        num_encoder_layers num_decoder_layers num_key_value_heads num_kv_heads num_query_groups num_experts_per_tok
-        moe_topk experts_per_token moe_k top_k_experts eos_token_id""",
+        num_encoder_layers num_decoder_layers num_key_value_heads num_kv_heads num_query_groups
+        num_experts_per_tok moe_topk experts_per_token moe_k top_k_experts eos_token_id""",
     1: """n_group topk_group n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace
         bos_token_id""",
     0: "num_kv_shared_layers num_nextn_predict_layers pad_token_id",
@@ -304,9 +305,12 @@ def outcome(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write() -> None:
-    """Writes the table that the site shows."""
-    table = {"transformers": hf.__version__, "torch": torch.__version__} | {"kinds": measured()}
+def write(names: Iterable[str] = ()) -> None:
+    """Writes the table that the site shows, or anew the rows of some names."""
+    table = {"transformers": hf.__version__, "torch": torch.__version__, "kinds": measured(names)}
+    if names:
+        old = json.loads(TABLE.read_text(encoding="utf-8"))["kinds"]
+        table["kinds"] = {kind: old[kind] | rows for kind, rows in table["kinds"].items()}
     TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -314,7 +318,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
-    if sys.argv[1:]:
-        print(json.dumps(measured(sys.argv[1:]), indent=1, ensure_ascii=False))
-    else:
-        write()
+    write(sys.argv[1:])

@@ -278,10 +278,10 @@ def _photograph(path: Path, rng: np.random.Generator) -> None:
 
 
 @cache
-def coco_folder(n: int = 40) -> str:
+def coco_folder(kinds: tuple[str, ...] = COCO_NAMES, n: int = 40) -> str:
     """Photographs (noise) with COCO's annotations and POPE's questions, as their authors store them."""
     folder, rng = Path(mkdtemp(prefix="coco-")), np.random.default_rng(0)
-    names = {10 * (k + 1): name for k, name in enumerate(COCO_NAMES)}
+    names = {10 * (k + 1): name for k, name in enumerate(kinds)}
     images, boxes, captions, there = [], [], [], []
     for i in range(n):
         file = f"COCO_val2014_{i:012d}.jpg"
@@ -300,7 +300,7 @@ def coco_folder(n: int = 40) -> str:
         for i in range(n):
             absent = int(rng.choice(np.setdiff1d(np.arange(len(names)), there[i])))
             for k, label in ((int(there[i][0]), "yes"), (absent, "no")):
-                text = f"Is there a {COCO_NAMES[k]} in the image?"
+                text = f"Is there a {kinds[k]} in the image?"
                 lines.append(
                     {
                         "question_id": len(lines) + 1,

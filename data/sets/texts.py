@@ -189,6 +189,18 @@ class SelfDescription(NamedTuple):
     low: str
 
 
+class Completion(NamedTuple):
+    """A sentence without its last word, which the others determine."""
+
+    text: str
+    answer: str
+
+
+def completions(*, n: int | None = None, seed: int = 0) -> list[Completion]:
+    """Sentences without their last word, written for this book: at most `n`, or all in their order."""
+    return draw(_read("completions", Completion), n, seed)
+
+
 def misconceptions(*, n: int | None = None, seed: int = 0) -> list[Misconception]:
     """Common misconceptions and truths, written for this book: at most `n`, or all in their order."""
     return draw(_read("misconceptions", Misconception), n, seed)

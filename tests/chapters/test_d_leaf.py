@@ -1,11 +1,13 @@
 """The method cells of notebooks/d-leaf.ipynb: the very code that the reader reads."""
 
 import math
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import families
+import hub_models
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from data.sets import hallucination as scores
 from data.worlds import scene_words, scenes
-from lib import chapters
+from lib import chapters, papers
 from lib.generate import generate
 from lib.hooks import capture, edit
 from lib.models import Subject
@@ -515,3 +517,46 @@ def test_rates_count_words_that_were_said_only() -> None:
         method.flags.append((0, flagged, flagged[:, None].expand(2, 3)))
     said = m.Said(torch.zeros(2, 2), torch.zeros(2, 2), [], torch.tensor([2, 1]))  # the second stops early
     assert m.flag_rates(method, said, 2).tolist() == pytest.approx([1.0, 2 / 3])
+
+
+# Real classes
+
+LISTED = papers.read("d-leaf").models
+SMALLER = {"n_images": 8, "n_sweep": 8, "n_calibration": 8, "n_questions": 8, "n_patched": 8}
+SMALLER |= {"max_new_tokens": 6, "device": "cpu", "dtype": "float32", "quantization": ""}
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "depth"),
+    [
+        (LISTED[0], "gpu", 3),
+        *(pytest.param(name, "gpu", 99, marks=pytest.mark.weekly) for name in LISTED),
+        pytest.param(LISTED[0], "colab", 99, marks=pytest.mark.weekly),
+    ],
+)
+def test_each_listed_model_reaches_the_end_whether_or_not_it_names_an_object(
+    model: str, preset: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights describe nothing. They name no object; then those are looked for that they name."""
+    of, names = {"model": hub_models.folder(model, depth)}, hub_models.COCO_NAMES
+    for named in (False, True):
+        of["data"] = hub_models.coco_folder(tuple(names))
+        run = hub_models.run_chapter("d-leaf", preset, monkeypatch, **SMALLER | of)
+        for n in (1, 2, 3, 6, 7, 9, 10, 12, 13):
+            row = run.records[f"d-leaf.{n}"]
+            assert row.verdict == "not testable here"
+            assert row.reason.startswith("Task not done on this model: ")
+        said = " ".join(f"{row.note} {row.reason}" for row in run.records.values())
+        assert not re.search("partner|network this small", said)
+        assert (run.names["n_named"] > 0) == named
+        said = re.findall(r"(?<!\w)[a-z]{2,}(?!\w)", " ".join(run.names["texts"]["greedy"][0]))
+        names = [*dict.fromkeys(said), *names][:8]
+
+
+def test_an_area_without_a_pair_is_unknown_and_a_resample_without_one_says_nothing() -> None:
+    none = m.Pairs(np.zeros((2, 9, 9)), np.zeros((9, 9)))
+    assert math.isnan(m.auroc(none).value)
+    one = m.pair_up(np.array([[1.0, 0.0]]), np.array([0, 1]), np.zeros(2, int), *np.eye(2, dtype=bool), 9)
+    e = m.auroc(one)
+    assert e.value == 1.0
+    assert e.low <= 0.5

@@ -153,6 +153,8 @@ def test_a_task_is_not_done_unless_the_whole_interval_of_its_accuracy_is_above_c
     row = claim("some-paper.1", GOOD, null=Estimate(0, -2, 2, 9), untestable=reason)
     assert (row.verdict, row.estimate) == ("not testable here", None)
     assert row.reason == f"{reason} It measured 25 [15, 35] points."
+    nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
+    assert claim("some-paper.1", nothing, null=nothing, untestable=reason).reason == reason
     assert claim("some-paper.1", GOOD, null=Estimate(0, -2, 2, 9), untestable="").verdict == "holds"
 
 

@@ -3,6 +3,7 @@
 import math
 from contextlib import ExitStack
 
+import architectures
 import families
 import pytest
 import torch
@@ -379,15 +380,21 @@ def test_heads_that_are_normalised_together_are_refused(family):
         Graph.of(families.subject(family))
 
 
-def test_heads_that_are_mixed_inside_attention_are_refused():
-    torch.manual_seed(0)
-    config = hf.OlmoeConfig(  # normalises the queries of all heads together
-        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-        intermediate_size=48, num_experts=2, num_experts_per_tok=1, pad_token_id=0,
-    )  # fmt: skip
-    model = hf.OlmoeForCausalLM(config).eval()
+MIXED = {  # norms over all heads' queries, or over all heads' outputs; differences of heads
+    "olmoe": ("OlmoeForCausalLM", "its heads cannot be told apart, since a head's query changes"),
+    "minimax_m2": ("MiniMaxM2ForCausalLM", "its heads cannot be told apart, since a head's query changes"),
+    "bitnet": ("BitNetForCausalLM", r"no site 'v' in BitNetModel: z is off pattern @ v"),
+    "diffllama": ("DiffLlamaForCausalLM", "no site 'q' in DiffLlamaModel: without scores or pattern"),
+    "cohere": ("CohereForCausalLM", "with all edges its logits are off"),  # scales them
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_heads_that_are_mixed_and_logits_that_are_scaled_are_refused(name):
+    architecture, reason = MIXED[name]
+    model = architectures.build(name, architecture)
     batch = {"input_ids": torch.randint(1, 20, (2, 5))}
-    with pytest.raises(LookupError, match="its heads cannot be told apart, since a head's query changes"):
+    with pytest.raises(LookupError, match=reason):
         Patcher(Subject(model), batch, batch, positions=torch.tensor([4, 4]))
 
 

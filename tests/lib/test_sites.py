@@ -1,12 +1,14 @@
 """Each site of each family is what its name says, by the model's own outputs."""
 
+import architectures
 import pytest
 import torch
 import transformers as hf
-from families import ALL, TOWERS, captured, eager, inputs, offered, subject
+from families import ALL, LLAMA_SIZE, SIZE, TOWERS, VISION, captured, eager, inputs, offered, subject
 
 from lib.hooks import capture
 from lib.models import Subject
+from lib.probes import logit_lens
 from lib.sites import FAMILIES, LLAMA, SITES, module
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
@@ -250,3 +252,151 @@ def test_a_mixture_of_experts_has_all_sites_but_its_neurons():
     assert set(s.layout.withheld) == {"mlp_act"}
     acts = captured(s, {"input_ids": torch.tensor([[1, 2, 3]])}, ["resid_mid", "mlp_out", "resid_post"])
     torch.testing.assert_close(acts["resid_mid"][1] + acts["mlp_out"][1], acts["resid_post"][1])
+
+
+# What models are given and what they keep
+
+
+VARIANTS = {
+    "opt-350m": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)
+    ),
+    "bloom": lambda: hf.BloomForCausalLM(
+        hf.BloomConfig(**SIZE, apply_residual_connection_post_layernorm=True)
+    ),
+    "falcon-7b": lambda: hf.FalconForCausalLM(hf.FalconConfig(**SIZE, multi_query=True)),
+    "falcon-rw": lambda: hf.FalconForCausalLM(
+        hf.FalconConfig(**SIZE, multi_query=False, parallel_attn=False, alibi=True)
+    ),
+    "falcon-40b": lambda: hf.FalconForCausalLM(
+        hf.FalconConfig(**SIZE, new_decoder_architecture=True, num_kv_heads=2)
+    ),
+    "gpt_bigcode": lambda: hf.GPTBigCodeForCausalLM(
+        hf.GPTBigCodeConfig(**SIZE, n_inner=48, multi_query=False)
+    ),
+    "biogpt": lambda: hf.BioGptForCausalLM(hf.BioGptConfig(**SIZE, intermediate_size=48)),
+    "llama-without-values": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_SIZE)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_variants_of_architectures_offer_is_right_and_the_rest_is_withheld(name):
+    """Listed or not: the identities are tried on other inputs than the library's own."""
+    model = randomised(VARIANTS[name]())
+    if name == "llama-without-values":  # heads that add nothing contradict nothing
+        for layer in model.model.layers:
+            torch.nn.init.zeros_(layer.self_attn.v_proj.weight)
+            torch.nn.init.zeros_(layer.self_attn.q_proj.weight)
+    s = Subject(model)
+    assert architectures.wrong(s) == ""
+    withheld = {
+        "opt-350m": {"embed", "resid_mid", "attn_out", "mlp_out"},
+        "bloom": {"scores", "resid_mid", "attn_out", "mlp_out"},
+        "falcon-7b": {"scores", "pattern", "q", "k", "v", "resid_mid"},
+        "falcon-rw": {"scores", "pattern"},
+        "falcon-40b": {"scores", "pattern", "q", "k", "v", "resid_mid"},
+    }
+    assert set(s.layout.withheld) == withheld.get(name, set())
+
+
+def randomised(model):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
+def test_streams_of_another_shape_are_withheld_with_their_shape_and_have_no_lens():
+    s = Subject(architectures.build("gemma3n_text", "Gemma3nForCausalLM"))
+    assert "its shape is (4, 2, 5, 32), not (2, 5, 32)" in s.layout.withheld["resid_post"]
+    with pytest.raises(LookupError, match="no logit lens of Gemma3nForCausalLM"):
+        logit_lens(s, torch.zeros(1, 32))
+
+
+ENCODER_DECODERS = {
+    "bart": "BartForConditionalGeneration",
+    "t5": "T5ForConditionalGeneration",
+    "whisper": "WhisperForConditionalGeneration",
+    "pegasus": "PegasusForConditionalGeneration",
+}
+
+
+@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
+def test_encoder_decoders_are_refused_and_what_is_supported_is_said(model_type):
+    model = architectures.build(model_type, ENCODER_DECODERS[model_type])
+    with pytest.raises(LookupError, match=r"is an encoder-decoder, which is not supported: give a decoder"):
+        Subject(model)
+
+
+def test_an_encoder_decoder_of_two_models_is_refused():
+    vision, text = hf.ViTConfig(**VISION), hf.GPT2Config(**SIZE)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    with pytest.raises(LookupError, match="is an encoder-decoder"):
+        Subject(hf.VisionEncoderDecoderModel(config))
+
+
+def test_a_vision_encoder_is_never_shown_as_the_language_model():
+    model = architectures.build("kosmos-2", "Kosmos2ForConditionalGeneration")
+    with pytest.raises(
+        LookupError, match=r'no text tower in Kosmos2.*; Subject\(model, tower="vision"\) shows'
+    ):
+        Subject(model)
+    assert Subject(model, tower="vision").layout.withheld == {}
+
+
+def test_of_several_vision_encoders_none_is_shown():
+    model = architectures.build("deepseek_vl_hybrid", "DeepseekVLHybridForConditionalGeneration")
+    s = Subject(model)
+    assert type(s.layout.owner).__name__ == "LlamaModel"
+    with pytest.raises(LookupError, match=r"several stacks .* \(SamVisionEncoder, SiglipVisionModel\)"):
+        s.tower("vision")
+
+
+def test_an_audio_encoder_is_no_text_tower():
+    encoder = hf.Qwen2AudioEncoderConfig(d_model=32, encoder_layers=2, encoder_attention_heads=4)
+    config = hf.Qwen2AudioConfig(audio_config=encoder, text_config=hf.Qwen2Config(**LLAMA_SIZE))
+    s = Subject(hf.Qwen2AudioForConditionalGeneration(config).eval())
+    assert type(s.layout.owner).__name__ == "Qwen2Model"
+    with pytest.raises(LookupError, match="it has no stack of blocks that reads texts or images"):
+        Subject(hf.Wav2Vec2Model(hf.Wav2Vec2Config(**VISION)).eval())
+
+
+def test_a_model_is_measured_once_and_left_as_it_was():
+    model = randomised(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_SIZE))).train()
+    model.model.layers[1].eval()  # a frozen part
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    modes = [part.training for part in model.modules()]
+    attributes = [set(vars(part)) for part in model.modules()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    for _ in range(3):
+        s = Subject(model)
+    assert len(passes) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [part.training for part in model.modules()] == modes
+    assert [set(vars(part)) for part in model.modules()] == attributes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert sum(len(part._forward_pre_hooks) for part in model.modules()) == 0
+    assert model.config._attn_implementation == "sdpa"
+    assert s.layout.withheld == {}
+
+
+def test_a_model_without_values_has_dimensions_and_is_not_measured():
+    with torch.device("meta"):
+        s = Subject(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_SIZE)))
+    assert (s.n_layers, s.n_heads, s.n_kv_heads, s.d_head) == (3, 4, 2, 8)
+
+
+def test_a_model_that_is_not_finite_offers_nothing_that_is_compared():
+    model = randomised(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_SIZE)))
+    model.model.layers[0].self_attn.v_proj.weight.data.fill_(torch.nan)
+    assert {"v", "z", "attn_out", "resid_mid", "mlp_out"} <= set(Subject(model).layout.withheld)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rounding_is_no_contradiction(dtype):
+    model = randomised(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA_SIZE))).to(dtype)
+    assert Subject(model).layout.withheld == {}
