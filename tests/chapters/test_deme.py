@@ -603,7 +603,8 @@ def test_features_of_a_vision_transformer_are_its_class_token() -> None:
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("preset", ["gpu", pytest.param("colab", marks=pytest.mark.weekly)])
+@pytest.mark.weekly  # a minute and more of processor time
+@pytest.mark.parametrize("preset", ["gpu", "colab"])
 def test_the_listed_unet_reaches_the_end_and_copies_of_it_are_one_network(
     preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

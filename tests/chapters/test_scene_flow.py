@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hub_models
 import numpy as np
 import pytest
 import torch
@@ -519,3 +520,10 @@ def test_networks_are_named_by_layers_and_width() -> None:
     for name in ("mlp", "8x", "x64", "0x64", "8x-1"):
         with pytest.raises(ValueError, match="hidden layers x width"):
             m.shape_of(name)
+
+
+def test_the_papers_network_reaches_the_end_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = {"n_scenes": 4, "n_slow": 2, "n_points": 128, "steps": 5, "gap_sizes": [16, 32], "gap_steps": 4}
+    smaller |= {"n_replaced": 1, "n_held_out": 32, "time_sizes": [32, 64], "rounds": 3, "device": "cpu"}
+    run = hub_models.run_chapter("scene-flow", "gpu", monkeypatch, **smaller)
+    assert {row.verdict for row in run.records.values()} - {"not testable here"}
