@@ -66,7 +66,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     """
     before = {part: dict(vars(part)) for part in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
             for part in before:
                 part.training = False
             yield

@@ -264,7 +264,8 @@ class Layout:
             raise LookupError(
                 f"no final norm ({', '.join(_FINAL_NORMS)}) in {type(self.owner).__name__}: {modules}"
             )
-        final: Any = resid.to(getattr(head, "weight", resid))
+        weight: Any = getattr(head, "weight", resid)
+        final: Any = resid.to(weight.dtype if weight.is_meta else weight)  # offloaded: accelerate moves it
         for part in (norms[0], getattr(self.owner, "project_out", None), head):  # an OPT can lack either
             final = final if part is None else part(final)
         cap = getattr(self.owner.config, "final_logit_softcapping", None)

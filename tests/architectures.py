@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ def wrong(subject: Subject) -> str:
         if text:
             ids = torch.randint(families.VOCABULARY.index("the"), 21, (3, 7))
             language = subject.model.get_output_embeddings() is not None
-            logits = (subject.model if language else layout.owner)(input_ids=ids)
+            runs = subject.model if language else layout.owner
+            options = {"use_cache": False} if "use_cache" in signature(runs.forward).parameters else {}
+            logits = runs(input_ids=ids, **options)
         else:
             side = layout.owner.config.image_size
             shape = (3, 3, side, side) if isinstance(side, int) else (3, 3, *side)
@@ -230,9 +233,10 @@ def generates(subject: Subject) -> str:
     got = generate(subject, PROMPTS, pictures, max_new_tokens=4).ids
     settings = {name: getattr(subject.model.generation_config, f"{name}_token_id") for name in ("bos", "eos")}
     plain = hf.GenerationConfig(**{f"{name}_token_id": i for name, i in settings.items()}, pad_token_id=0)
+    subject.model.generation_config = plain  # `generate` would fill what another leaves open from its own
     for i, answer in enumerate(got):
         inputs = subject.encode(PROMPTS[i : i + 1], pictures and pictures[i : i + 1])
-        own = subject.model.generate(**inputs, generation_config=plain, max_new_tokens=4)
+        own = subject.model.generate(**inputs, max_new_tokens=4)
         own = own[0, inputs["input_ids"].shape[1] :]
         if not torch.equal(answer[: len(own)], own):
             return f"differs: {answer.tolist()} for {own.tolist()}"
@@ -263,7 +267,8 @@ def attempt(what: Any, subject: Subject) -> str:
     try:
         return what(subject)
     except Exception as error:
-        bare = subject.processor is subject.tokenizer and "image" in subject.model.input_modalities
+        reads_more = {"image", "video"}.intersection(subject.model.input_modalities)
+        bare = subject.processor is subject.tokenizer and reads_more
         if bare and type(error) is not LookupError:
             return f"not tried, since its inputs come from a processor of its own ({reason(error)})"
         return reason(error)
