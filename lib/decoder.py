@@ -123,7 +123,8 @@ class Decoder:
             seen[module] = hidden, (tuple(others), kwargs), output
 
         with ExitStack() as stack:
-            parts = [child for block in blocks for child in block.children()]
+            parts = {child for block in blocks for child in block.children()}
+            parts |= {self._layout.attention(layer) for layer in range(len(blocks))}  # deeper in GPT-Neo
             for module in (*self._layout.owner.children(), *blocks, *parts):
                 stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
             return seen, self._subject.model(**inputs, use_cache=False).logits

@@ -19,7 +19,8 @@ the answers' positions if no attention looks elsewhere; and ACDC's next question
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any, Literal
@@ -189,13 +190,8 @@ class Patcher:
         """
         self.graph = Graph.of(subject)
         _check_inputs(subject, clean, corrupted, positions, ablation)
-        try:
+        with _in_parts(subject):
             self._decoder = Decoder(subject, clean, clean if corrupted is None else corrupted)
-        except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError) as error:
-            raise LookupError(
-                f"no graph of edges of {type(subject.model).__name__}: it could not be run in parts on these "
-                f"prompts ({type(error).__name__}: {error})"
-            ) from error
         self._zero, self._shape, self.n_passes = ablation == "zero", (*positions.shape, -1), 0.0
         batch = torch.arange(len(positions), device=subject.device)[:, None]
         self._answers = batch, positions.to(subject.device).view(len(positions), -1)  # batch n
@@ -210,7 +206,7 @@ class Patcher:
         self.clean_logits, self.corrupted_logits = (
             self._at_answers(x).reshape(self._shape) for x in self._decoder.logits
         )
-        with torch.no_grad():  # in the model's own arithmetic
+        with torch.no_grad(), _in_parts(subject):  # in the model's own arithmetic
             every = self.logits(self.graph.exists[None])[0]
             off = float((every - self.clean_logits).abs().max() / every.abs().max())
             if not off < (0.1 if every.dtype.itemsize == 2 else 1e-3):
@@ -614,6 +610,18 @@ class _Run:
             where = (senders, 0) if everywhere else (senders[:, None, None], 0, *self.patcher._answers)
             self.start.sent[where] = values
         return replace(self.start, edges=self.edges[variant])
+
+
+@contextmanager
+def _in_parts(subject: Subject) -> Iterator[None]:
+    """Refuses models whose modules cannot be called one by one."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+        raise LookupError(
+            f"no graph of edges of {type(subject.model).__name__}: it could not be run in parts on these "
+            f"prompts ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
 
 
 def _check_inputs(

@@ -81,6 +81,8 @@ def config(kind: type, depth: int = 0) -> Any:
         options.pop(alias, None) if name in options else None
     if "layer_types" in names:
         options["layer_types"] = ["full_attention"] * LAYERS
+    if "attention_types" in names:  # GPT-Neo
+        options["attention_types"] = [[["global", "local"], LAYERS // 2]]
     if "mlp_layer_types" in names:
         options["mlp_layer_types"] = ["dense"] * LAYERS
     for name, part in kind.sub_configs.items():

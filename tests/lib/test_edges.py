@@ -385,6 +385,7 @@ MIXED = {  # norms over all heads' queries, or over all heads' outputs; differen
     "minimax_m2": ("MiniMaxM2ForCausalLM", "its heads cannot be told apart, since a head's query changes"),
     "bitnet": ("BitNetForCausalLM", r"no site 'v' in BitNetModel: z is off pattern @ v"),
     "diffllama": ("DiffLlamaForCausalLM", "no site 'q' in DiffLlamaModel: without scores or pattern"),
+    "megatron-bert": ("MegatronBertForCausalLM", "it could not be run in parts on these prompts"),
     "cohere": ("CohereForCausalLM", "with all edges its logits are off"),  # scales them
 }
 
