@@ -76,6 +76,14 @@ def continues(model: PreTrainedModel) -> bool:
     return inner.can_generate() and not inner.config.is_encoder_decoder
 
 
+def padded(model: PreTrainedModel) -> bool:
+    """Whether prompts can be padded to one length: the model takes positions, or has none (ALiBi).
+
+    Others count them from the first column, as BART's decoder does: padding would shift a prompt.
+    """
+    return takes(model, "position_ids") or unwrapped(model).config.model_type in ("bloom", "mpt")
+
+
 def encode(
     subject: Reads,
     texts: Text | Sequence[Text] | None = None,
@@ -97,7 +105,7 @@ def encode(
 
     Raises:
         ValueError: there is nothing that could encode this, texts and images do not go together, a text has
-            no token, or a token is none of the model's.
+            no token, a token is none of the model's, or it needs prompts of one length.
     """
     model, processor = unwrapped(subject.model), subject.processor
     name = type(model).__name__
@@ -160,7 +168,7 @@ def inputs(
         subject: a model that generates.
         texts: prompts or conversations.
         images: one entry a text.
-        batch_size: number of texts in a batch.
+        batch_size: number of texts in a batch; 1 for a model whose prompts cannot be padded.
 
     Raises:
         ValueError: there is nothing to encode, the model does not continue texts, or texts and images do not
@@ -177,6 +185,7 @@ def inputs(
         raise ValueError(f"{name} has no tokenizer, or no words to predict")
     if images is not None and len(images) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
+    batch_size = batch_size if padded(subject.model) else 1
     # Errors above are raised by the call itself; the batches are made one at a time, as they are asked for.
     return (
         encode(
@@ -236,6 +245,10 @@ def _encode_prompts(
     # Tokenizers hand out kinds of tokens to models without embeddings for them, such as GPT-2.
     if processor is subject.tokenizer and not hasattr(model.config, "type_vocab_size"):
         encoded.pop("token_type_ids", None)
+    if not (padded(model) or encoded["attention_mask"].all()):
+        raise ValueError(
+            f"{type(model).__name__} takes no position ids: encode prompts of one length, or one at a time"
+        )
     if takes(model, "position_ids"):
         encoded["position_ids"] = _positions(model, encoded)
     return encoded

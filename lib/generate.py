@@ -63,6 +63,8 @@ class _Reading:
         self, ids: Int[Tensor, "sample new"], written: Bool[Tensor, "sample new"]
     ) -> Float[Tensor, "sample new vocabulary"]:
         """Reads further tokens; their logits. What is not `written` is padding, and nothing follows it."""
+        if not self._cache.get_seq_length():
+            raise ValueError(f"{type(self._model).__name__} keeps no keys and values: it cannot be read on")
         prompt = self._prompt
         prompt["input_ids"] = torch.cat([prompt["input_ids"], ids], 1)
         prompt["attention_mask"] = torch.cat(
