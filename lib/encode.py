@@ -81,7 +81,9 @@ def padded(model: PreTrainedModel) -> bool:
 
     Others count them from the first column, as BART's decoder does: padding would shift a prompt.
     """
-    return takes(model, "position_ids") or unwrapped(model).config.model_type in ("bloom", "mpt")
+    kind = unwrapped(model).config.model_type
+    # GIT puts its picture before the padding, whatever the positions.
+    return kind in ("bloom", "mpt") or (kind != "git" and takes(model, "position_ids"))
 
 
 def encode(

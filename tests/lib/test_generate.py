@@ -379,3 +379,17 @@ def test_a_model_that_only_classifies_cannot_generate():
         next_logprobs(subject("vit"), ["a"], [picture()])
     with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer"):
         generate(Subject(subject("llama").model), ["a"], max_new_tokens=1)
+
+
+def test_a_model_without_position_ids_reads_prompts_one_at_a_time_and_refuses_padding():
+    torch.manual_seed(0)
+    config = hf.BartConfig(
+        vocab_size=200, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+        max_position_embeddings=64, init_std=0.5, is_encoder_decoder=False,
+    )  # fmt: skip
+    subject = Subject(hf.BartForCausalLM(config).eval(), tokenizer=tokenizer())
+    together = next_logprobs(subject, TEXTS)
+    alone = torch.cat([next_logprobs(subject, [text]) for text in TEXTS])
+    torch.testing.assert_close(together, alone)
+    with pytest.raises(ValueError, match="takes no position ids"):
+        subject.encode(TEXTS)
