@@ -374,7 +374,11 @@ def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList
             # Lists of experts or of norms are ModuleLists too: a stack has as many blocks as its model says.
             around = [other for other in owners if not other or path.startswith(f"{other}.")]
             owner = owners[max(around, key=len)]
-            if len(part) == getattr(owner.config, "num_hidden_layers", None):
+            sizes = (
+                "num_hidden_layers",
+                "decoder_layers",
+            )  # a lone decoder (BART) calls its encoder's the first
+            if len(part) in (getattr(owner.config, name, None) for name in sizes):
                 stacks.append((owner, part))
     return stacks
 
