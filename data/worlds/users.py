@@ -465,8 +465,13 @@ def react(
         thinks: the user's opinion. Who would object agrees where it is the answer that was given.
         rng: the source of chance.
         wording: which wordings.
+
+    Raises:
+        ValueError: mimicry, which is not said after an answer: see `believe`.
     """
     kind = np.asarray(kind)
+    if (kind == VIDEO_KINDS.index("mimicry")).any():
+        raise ValueError("mimicry stands before a question and not after an answer: believe() writes it")
     objects = (kind >= len(NAMING)) & (kind < _AGREE)
     row = np.where(kind == len(VIDEO_KINDS), _AGAIN, np.where(objects & (given == thinks), _AGREE, kind))
     said = TURNS.write(row, len(row), rng, wording=wording, w=letter(thinks), x=letter(given))

@@ -257,6 +257,8 @@ def test_objections_are_made_to_other_answers_only_and_a_retest_names_nothing():
     assert {s.replace("chose " + "abcd"[g], "chose X") for s, g in zip(silent, given, strict=True)} == {
         "you previously chose X ;"
     }
+    with pytest.raises(ValueError, match=r"mimicry stands before.*believe"):
+        users.react(np.full(N, users.VIDEO_KINDS.index("mimicry")), given, thinks, rng)
     again = users.text(users.react(np.full(N, len(users.VIDEO_KINDS)), given, thinks, rng))
     assert {a[: -len(" ; answer")] for a in again} == set(users.AGAIN[:-1])
     assert len(asked) == N
