@@ -236,9 +236,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n or n % 1 or successes % 1:
-        raise ValueError(
-            f"successes={successes} of n={n}: needs whole numbers, n >= 1 and 0 <= successes <= n"
-        )
+        raise ValueError(f"successes={successes} of n={n}: needs whole numbers, n >= 1, 0 <= successes <= n")
     test = scipy.stats.binomtest(int(successes), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), confidence)
