@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
-from lib.encode import Images, Text, inputs, takes, unwrapped
+from lib.encode import Images, Text, check_length, inputs, takes, unwrapped
 from lib.models import Subject
 
 PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "cross_attention_mask")
@@ -44,7 +44,7 @@ class _Reading:
     """
 
     def __init__(self, subject: Subject, batch: dict[str, Tensor]) -> None:
-        self._model = unwrapped(subject.model)
+        self._subject, self._model = subject, unwrapped(subject.model)
         self._forward: Any = subject.model  # through its wrappers
         self._cache = DynamicCache(config=self._model.config.get_text_config())
         self._n_read = 0
@@ -73,6 +73,7 @@ class _Reading:
         if "position_ids" in prompt:
             prompt["position_ids"] = prompt["position_ids"][..., -1:] + written.long().cumsum(1)
         self._n_read += ids.shape[1]
+        check_length(self._subject, int(prompt["attention_mask"].sum(1).max()))
         return self._run(written, next_sequence_length=ids.shape[1], **prompt)
 
     def _run(

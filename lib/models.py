@@ -411,10 +411,14 @@ def images_only(processor: Any) -> Any:
         def get_attributes(cls) -> list[str]:
             return [name for name in processor.get_attributes() if name != "video_processor"]
 
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            args.insert(processor.get_attributes().index("video_processor"), None)  # SmolVLM's needs one
+            return super().from_args_and_dict(args, processor_dict, **kwargs)
+
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name != "video_processor":
-                return super().check_argument_for_proper_class(argument_name, argument)
-            return None
+            known = argument_name != "video_processor"
+            return super().check_argument_for_proper_class(argument_name, argument) if known else None
 
     ImagesOnly.__name__ = processor.__name__
     return ImagesOnly
