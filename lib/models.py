@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import zlib
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ from lib.encode import Images, Picture, Spans, Text, encode, spans
 from lib.sites import Layout, towers
 
 FAST_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as written by transformers 5 and 4
+CLASS_NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -164,7 +166,8 @@ def load(
         LookupError: the hub has no such model; or its architecture is unknown.
         ValueError: the weights are damaged, incomplete, a pickle, the difference from another version of
             their parent, or have an adapter beside them; or a quantized model is asked for its twin.
-        ImportError: bitsandbytes is needed and missing.
+        ImportError: bitsandbytes, or a package that the model's processor needs (torchvision for Pixtral's),
+            is missing.
     """
     folder = _folder(name)
     config = _config(folder)
@@ -390,7 +393,9 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Any:
         return None
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     settings = folder / "tokenizer_config.json"
-    if kind is not None:
+    if kind is not None:  # the configuration's own, unless the files name another (Pixtral's are LLaVA's)
+        named = [json.loads(path.read_text()) for file in CLASS_NAMED_IN if (path := folder / file).is_file()]
+        kind = getattr(transformers, ChainMap(*named).get("processor_class") or "", kind)
         kind = images_only(kind) if "video_processor" in kind.get_attributes() else kind
     elif settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in FAST_TOKENIZERS:
         kind = PreTrainedTokenizerFast  # AutoTokenizer may rebuild it by the model's type, to other tokens

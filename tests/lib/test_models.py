@@ -31,6 +31,7 @@ from families import (
 )
 from PIL import Image
 from tokenizers.processors import Sequence
+from transformers.utils import is_torchvision_available
 
 from data.recipes.tokenizer import word_tokenizer
 from data.worlds.digits import digits
@@ -379,6 +380,19 @@ def test_each_prompt_gets_its_own_images_and_a_batch_says_what_each_alone_says(f
         with torch.no_grad():
             expected = s.model(**alone).logits[0, -1].log_softmax(-1)
         torch.testing.assert_close(together[i], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_gets_the_processor_that_it_names_or_is_told_what_that_needs(tmp_path):
+    """Pixtral's has the configuration of LLaVA, and a processor that counts image tokens otherwise."""
+    shutil.copytree(checkpoint("llava"), tmp_path / "pixtral")
+    path = tmp_path / "pixtral" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "LlavaNextProcessor"}))
+    assert type(load(tmp_path / "pixtral").processor).__name__ == "LlavaNextProcessor"
+    if is_torchvision_available():
+        return
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "PixtralProcessor"}))
+    with pytest.raises(ImportError, match="PixtralProcessor requires the Torchvision library but it was not"):
+        load(tmp_path / "pixtral")
 
 
 def test_a_processor_that_insists_on_a_part_for_videos_does_without():
