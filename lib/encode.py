@@ -184,9 +184,7 @@ def check_length(subject: Reads, n_tokens: int) -> None:
         if is_table and 0 <= table.num_embeddings - limit <= 2:
             limit -= 0 if table.padding_idx is None else table.padding_idx + 1
             if n_tokens > limit:
-                name = type(model).__name__
-                raise ValueError(f"a text has {n_tokens} tokens, but {name} {limit} positions: shorten it")
-            return
+                raise ValueError(f"a text has {n_tokens} tokens, but the model {limit} positions: shorten it")
 
 
 def inputs(
@@ -215,14 +213,8 @@ def inputs(
         raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
     batch_size = batch_size if padded(subject.model) else 1
     # Errors above are raised by the call itself; the batches are made one at a time, as they are asked for.
-    return (
-        encode(
-            subject,
-            texts[i : i + batch_size],
-            None if images is None else list(images[i : i + batch_size]),
-        )
-        for i in range(0, len(texts), batch_size)
-    )
+    rows = (slice(i, i + batch_size) for i in range(0, len(texts), batch_size))
+    return (encode(subject, texts[i], None if images is None else list(images[i])) for i in rows)
 
 
 def spans(subject: Reads, inputs: Mapping[str, Tensor]) -> Spans:
@@ -267,8 +259,9 @@ def _encode_prompts(
     counts = {len(shown) for shown in pictures}
     fits = {"paligemma": 0 not in counts, "mllama": len(counts) == 1}.get(model.config.model_type, True)
     if not fits or (hasattr(processor, "num_query_tokens") and counts != {1}):  # else silently wrong
-        name, numbers = type(model).__name__, " and ".join(map(str, sorted(counts)))
-        raise ValueError(f"{name} cannot read texts with {numbers} images: give each text one")
+        raise ValueError(
+            f"{type(model).__name__} cannot read texts with {sorted(counts)} images: give each one"
+        )
     if any(pictures):
         arguments["images"] = pictures
     encoded = dict(processor(text=prompts, **arguments))
@@ -306,9 +299,7 @@ def _pictures(subject: Reads, n_texts: int, images: Any) -> list[list[Image]]:
     if images is None:
         return [[] for _ in range(n_texts)]
     if len(images) != n_texts:
-        raise ValueError(
-            f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
-        )
+        raise ValueError(f"{n_texts} texts and {len(images)} entries of images: give one a text (or None)")
     entries = [[] if x is None else list(x) if isinstance(x, Sequence) else [x] for x in images]
     return [[_picture(image, i, subject.n_channels) for image in shown] for i, shown in enumerate(entries)]
 
@@ -316,8 +307,11 @@ def _pictures(subject: Reads, n_texts: int, images: Any) -> list[list[Image]]:
 def _prompt(subject: Reads, text: Text, n_images: int, templated: Any) -> str:
     """One text as the processor takes it: with its chat turns and image markers."""
     # The processors of Q-Formers, as BLIP-2's, put the image tokens first by themselves.
-    named = not hasattr(subject.processor, "num_query_tokens")
-    marker = getattr(subject.processor, "image_token", "") if named else ""
+    marker = (
+        ""
+        if hasattr(subject.processor, "num_query_tokens")
+        else getattr(subject.processor, "image_token", "")
+    )
     n_markers = _markers(text, marker)
     if n_markers != n_images and (n_markers or not isinstance(text, str)):
         raise ValueError(
@@ -363,9 +357,8 @@ def _picture(image: object, number: int, channels: int) -> Image:
     Raises:
         ValueError: it is none, for certain.
     """
-    mode, shape = (
-        ("L", "[height, width]") if channels == 1 else ("RGB", "[height, width, 3], the colours last")
-    )
+    mode = "L" if channels == 1 else "RGB"
+    shape = "[height, width]" if channels == 1 else "[height, width, 3], the colours last"
     if isinstance(image, Image):
         if image.mode != mode:
             raise ValueError(
@@ -374,7 +367,7 @@ def _picture(image: object, number: int, channels: int) -> Image:
         return image
     if not isinstance(image, np.ndarray):
         raise ValueError(
-            f"image {number} is of type {type(image).__name__}: give a PIL image, or an array of 8-bit pixels"
+            f"image {number} is of type {type(image).__name__}: give a PIL image or 8-bit pixels"
         )
     if image.dtype != np.uint8:
         bad = image.dtype.kind == "f" and not np.isfinite(image).all()

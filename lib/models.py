@@ -47,7 +47,6 @@ from lib.encode import Images, Picture, Spans, Text, encode, spans
 from lib.sites import Layout, towers
 
 FAST_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as written by transformers 5 and 4
-CLASS_NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -394,7 +393,7 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Any:
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     settings = folder / "tokenizer_config.json"
     if kind is not None:  # the configuration's own, unless the files name another (Pixtral's are LLaVA's)
-        named = [json.loads(path.read_text()) for file in CLASS_NAMED_IN if (path := folder / file).is_file()]
+        named = [json.loads(path.read_text()) for path in sorted(folder.glob("*processor_config.json"))]
         kind = getattr(transformers, ChainMap(*named).get("processor_class") or "", kind)
         kind = images_only(kind) if "video_processor" in kind.get_attributes() else kind
     elif settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in FAST_TOKENIZERS:

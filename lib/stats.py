@@ -139,9 +139,7 @@ def bootstrap(
             rng=np.random.default_rng(seed),
         )
     if bad := _count_not_finite(result.bootstrap_distribution):
-        raise ValueError(
-            f"the statistic is not finite on {bad} of {n_resamples} resamples: it needs more examples"
-        )
+        raise ValueError(f"the statistic is not finite on {bad} of {n_resamples} resamples: add examples")
     low, high = result.confidence_interval
     if not (math.isfinite(low) and math.isfinite(high)):  # BCa is undefined where resamples hardly differ
         tail = (1 - confidence) / 2
@@ -163,9 +161,7 @@ def _units(
         return np.arange(len(x)), lambda rows: statistic(x[rows])
     labels = as_labels(clusters)
     if labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"clusters has shape {labels.shape}; x has {len(x)} examples: give one label for each"
-        )
+        raise ValueError(f"clusters has shape {labels.shape}; x has {len(x)} examples: give each one label")
     _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     units = np.arange(len(sizes))
     if statistic is np.mean and x.ndim == 1:
