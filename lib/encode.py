@@ -114,7 +114,7 @@ def encode(
 
     Raises:
         ValueError: there is nothing that could encode this, texts and images do not go together, a text has
-            no token, a token is none of the model's, or it needs prompts of one length.
+            no token or too many, a token is none of the model's, or it needs prompts of one length.
     """
     model, processor = unwrapped(subject.model), subject.processor
     name = type(model).__name__
@@ -154,9 +154,9 @@ def encode(
 def _check_tokens(subject: Reads, encoded: Mapping[str, Tensor]) -> None:
     """Checks that each text has a token, and the model an embedding for it and its position."""
     ids, mask = encoded.get("input_ids"), encoded.get("attention_mask")
-    if mask is not None and not (n_tokens := mask.flatten(1).sum(1)).all():
-        raise ValueError(f"text {int(n_tokens.argmin())} has no token: give every text a word at least")
     if mask is not None:
+        if not (n_tokens := mask.flatten(1).sum(1)).all():
+            raise ValueError(f"text {int(n_tokens.argmin())} has no token: give every text a word at least")
         check_length(subject, int(n_tokens.max()))
     model = unwrapped(subject.model)
     if ids is None or not continues(model):
@@ -259,9 +259,8 @@ def _encode_prompts(
     counts = {len(shown) for shown in pictures}
     fits = {"paligemma": 0 not in counts, "mllama": len(counts) == 1}.get(model.config.model_type, True)
     if not fits or (hasattr(processor, "num_query_tokens") and counts != {1}):  # else silently wrong
-        raise ValueError(
-            f"{type(model).__name__} cannot read texts with {sorted(counts)} images: give each one"
-        )
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot read texts with {sorted(counts)} images: give each one")
     if any(pictures):
         arguments["images"] = pictures
     encoded = dict(processor(text=prompts, **arguments))
@@ -307,11 +306,8 @@ def _pictures(subject: Reads, n_texts: int, images: Any) -> list[list[Image]]:
 def _prompt(subject: Reads, text: Text, n_images: int, templated: Any) -> str:
     """One text as the processor takes it: with its chat turns and image markers."""
     # The processors of Q-Formers, as BLIP-2's, put the image tokens first by themselves.
-    marker = (
-        ""
-        if hasattr(subject.processor, "num_query_tokens")
-        else getattr(subject.processor, "image_token", "")
-    )
+    places_them = hasattr(subject.processor, "num_query_tokens")
+    marker = "" if places_them else getattr(subject.processor, "image_token", "")
     n_markers = _markers(text, marker)
     if n_markers != n_images and (n_markers or not isinstance(text, str)):
         raise ValueError(
@@ -361,14 +357,12 @@ def _picture(image: object, number: int, channels: int) -> Image:
     shape = "[height, width]" if channels == 1 else "[height, width, 3], the colours last"
     if isinstance(image, Image):
         if image.mode != mode:
-            raise ValueError(
-                f"image {number} has mode {image.mode!r}, not {mode!r}: give image.convert({mode!r})"
-            )
+            wanted = f"not {mode!r}: give image.convert({mode!r})"
+            raise ValueError(f"image {number} has mode {image.mode!r}, {wanted}")
         return image
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image {number} is of type {type(image).__name__}: give a PIL image or 8-bit pixels"
-        )
+        kind = type(image).__name__
+        raise ValueError(f"image {number} is of type {kind}: give a PIL image or an array of 8-bit pixels")
     if image.dtype != np.uint8:
         bad = image.dtype.kind == "f" and not np.isfinite(image).all()
         values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"
