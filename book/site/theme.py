@@ -54,7 +54,9 @@ BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
     page = BeautifulSoup(html, "html.parser")
-    for element in page.select("script, style, annotation, button, svg, summary, .headerlink"):
+    # Of the table of architectures the names: what was measured of each is as long as five chapters.
+    left_out = "script, style, annotation, button, svg, summary, .headerlink, .architectures td"
+    for element in page.select(left_out):
         element.decompose()
     for code in page.select(".cell_input pre"):
         code.string = " ".join(DEFINITION.findall(code.get_text()))
