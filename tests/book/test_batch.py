@@ -554,7 +554,13 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, s
     folder = root / "_build/runs/organism"
     cache.write(folder / MARKER, cache.OWNER.encode())
     cache.write(folder / "report.json", b'{"ok": true, "finished": true}')  # yesterday's, green
+    # Under nohup, and in a script's background, signals are ignored: children inherit that.
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
     process = command(root, "run", WAIT="1", TMPDIR=str(short_folder))
+    if before is signal.SIG_IGN:
+        signal.signal(number, before)
     pids = root / "_build/pids"
     while not (pids.exists() and pids.read_text()) and process.poll() is None:
         time.sleep(0.05)
