@@ -54,8 +54,10 @@ BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
     page = BeautifulSoup(html, "html.parser")
-    # Of the table of architectures the names: what was measured of each is as long as five chapters.
-    left_out = "script, style, annotation, button, svg, summary, .headerlink, .architectures td"
+    # Of rows and of the table of architectures only what is not folded: the rest is most of their text, and
+    # every visitor of the search loads all of it.
+    folded = ".wp-claim details, .architectures td"
+    left_out = f"script, style, annotation, button, svg, summary, .headerlink, {folded}"
     for element in page.select(left_out):
         element.decompose()
     for code in page.select(".cell_input pre"):
