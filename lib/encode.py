@@ -12,6 +12,7 @@ models without a head for words, whose positions count from the left, get right-
 """
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from PIL.Image import Image, fromarray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lib.sites import Layout
 
 Text = str | list[dict[str, Any]]
 """A prompt, or a conversation in the form that chat templates take."""
@@ -38,6 +41,7 @@ class Reads(Protocol):
 
     Attributes:
         model: the transformers model.
+        layout: where its sites are.
         processor: tokenizer, image processor or both (transformers has no common class for them).
         tokenizer: the processor's tokenizer.
         image_token_ids: ids of the tokens that stand for image (or video) features.
@@ -45,6 +49,7 @@ class Reads(Protocol):
     """
 
     model: PreTrainedModel
+    layout: Layout
     processor: Any
     tokenizer: Any
     image_token_ids: list[int]
@@ -71,9 +76,11 @@ def takes(model: PreTrainedModel, name: str) -> bool:
 
 
 def continues(model: PreTrainedModel) -> bool:
-    """Whether the model goes on with the text that it reads: it predicts words, and has no encoder beside."""
-    inner = unwrapped(model)
-    return inner.can_generate() and not inner.config.is_encoder_decoder
+    """Whether the model goes on with the text that it reads: it predicts words, and is no encoder."""
+    inner: Any = unwrapped(model)
+    # BERT's kind can be a decoder, with cross-attention; GPT-NeoX has the setting too, and does not use it.
+    may_encode = hasattr(inner.config, "add_cross_attention")
+    return inner.can_generate() and not (may_encode and getattr(inner.config, "is_decoder", True) is False)
 
 
 def padded(model: PreTrainedModel) -> bool:
@@ -107,7 +114,7 @@ def encode(
 
     Raises:
         ValueError: there is nothing that could encode this, texts and images do not go together, a text has
-            no token, a token is none of the model's, or it needs prompts of one length.
+            no token or too many, a token is none of the model's, or it needs prompts of one length.
     """
     model, processor = unwrapped(subject.model), subject.processor
     name = type(model).__name__
@@ -145,10 +152,12 @@ def encode(
 
 
 def _check_tokens(subject: Reads, encoded: Mapping[str, Tensor]) -> None:
-    """Checks that each text has a token, and the model an embedding for it."""
+    """Checks that each text has a token, and the model an embedding for it and its position."""
     ids, mask = encoded.get("input_ids"), encoded.get("attention_mask")
-    if mask is not None and not (n_tokens := mask.flatten(1).sum(1)).all():
-        raise ValueError(f"text {int(n_tokens.argmin())} has no token: give every text a word at least")
+    if mask is not None:
+        if not (n_tokens := mask.flatten(1).sum(1)).all():
+            raise ValueError(f"text {int(n_tokens.argmin())} has no token: give every text a word at least")
+        check_length(subject, int(n_tokens.max()))
     model = unwrapped(subject.model)
     if ids is None or not continues(model):
         return
@@ -159,6 +168,23 @@ def _check_tokens(subject: Reads, encoded: Mapping[str, Tensor]) -> None:
             f"the tokenizer writes the token {int(highest)}, but {type(model).__name__} has {n_embeddings} "
             "embeddings: give it the tokenizer that it was trained with"
         )
+
+
+def check_length(subject: Reads, n_tokens: int) -> None:
+    """Checks that a text fits into the model's table of positions, if it has one.
+
+    Raises:
+        ValueError: it does not. Models would read beyond the table, which on a GPU ends the process.
+    """
+    model = subject.layout.owner
+    limit = getattr(model.config, "max_position_embeddings", 0)
+    for name, table in model.named_modules():
+        # Some tables have two rows more, which their positions skip; RoBERTa's positions skip padding's row.
+        is_table = isinstance(table, nn.Embedding) and re.search("pos|wpe", name.rpartition(".")[2])
+        if is_table and 0 <= table.num_embeddings - limit <= 2:
+            limit -= 0 if table.padding_idx is None else table.padding_idx + 1
+            if n_tokens > limit:
+                raise ValueError(f"a text has {n_tokens} tokens, but the model {limit} positions: shorten it")
 
 
 def inputs(
@@ -180,23 +206,15 @@ def inputs(
         raise ValueError(f"texts={texts!r}: give a list with at least one prompt")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is at least 1")
-    name = type(unwrapped(subject.model)).__name__
-    if unwrapped(subject.model).config.is_encoder_decoder:
-        raise ValueError(f"{name} has an encoder and a decoder: its answers do not continue the prompt")
     if subject.tokenizer is None or not continues(subject.model):
-        raise ValueError(f"{name} has no tokenizer, or no words to predict")
+        name = type(unwrapped(subject.model)).__name__
+        raise ValueError(f"{name} cannot continue a prompt: no tokenizer, no words to predict, or an encoder")
     if images is not None and len(images) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(images)} images: give one entry a text (or None)")
     batch_size = batch_size if padded(subject.model) else 1
     # Errors above are raised by the call itself; the batches are made one at a time, as they are asked for.
-    return (
-        encode(
-            subject,
-            texts[i : i + batch_size],
-            None if images is None else list(images[i : i + batch_size]),
-        )
-        for i in range(0, len(texts), batch_size)
-    )
+    rows = (slice(i, i + batch_size) for i in range(0, len(texts), batch_size))
+    return (encode(subject, texts[i], None if images is None else list(images[i])) for i in rows)
 
 
 def spans(subject: Reads, inputs: Mapping[str, Tensor]) -> Spans:
@@ -238,10 +256,13 @@ def _encode_prompts(
     bos = subject.tokenizer.bos_token
     if templated is subject.tokenizer or (templated and bos and prompts[0].startswith(bos)):
         arguments["add_special_tokens"] = False
+    counts = {len(shown) for shown in pictures}
+    fits = {"paligemma": 0 not in counts, "mllama": len(counts) == 1}.get(model.config.model_type, True)
+    if not fits or (hasattr(processor, "num_query_tokens") and counts != {1}):  # else silently wrong
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot read texts with {sorted(counts)} images: give each one")
     if any(pictures):
-        arguments["images"] = [shown for shown in pictures if shown]
-        if model.config.model_type == "idefics3":  # counts the markers to tell whose they are
-            arguments["images"] = [image for shown in pictures for image in shown]
+        arguments["images"] = pictures
     encoded = dict(processor(text=prompts, **arguments))
     encoded.pop("labels", None)  # PaliGemma's, for training
     # Tokenizers hand out kinds of tokens to models without embeddings for them, such as GPT-2.
@@ -277,16 +298,16 @@ def _pictures(subject: Reads, n_texts: int, images: Any) -> list[list[Image]]:
     if images is None:
         return [[] for _ in range(n_texts)]
     if len(images) != n_texts:
-        raise ValueError(
-            f"{n_texts} texts and {len(images)} entries of images: give one entry a text (or None)"
-        )
+        raise ValueError(f"{n_texts} texts and {len(images)} entries of images: give one a text (or None)")
     entries = [[] if x is None else list(x) if isinstance(x, Sequence) else [x] for x in images]
     return [[_picture(image, i, subject.n_channels) for image in shown] for i, shown in enumerate(entries)]
 
 
 def _prompt(subject: Reads, text: Text, n_images: int, templated: Any) -> str:
     """One text as the processor takes it: with its chat turns and image markers."""
-    marker = getattr(subject.processor, "image_token", "")
+    # The processors of Q-Formers, as BLIP-2's, put the image tokens first by themselves.
+    places_them = hasattr(subject.processor, "num_query_tokens")
+    marker = "" if places_them else getattr(subject.processor, "image_token", "")
     n_markers = _markers(text, marker)
     if n_markers != n_images and (n_markers or not isinstance(text, str)):
         raise ValueError(
@@ -332,19 +353,16 @@ def _picture(image: object, number: int, channels: int) -> Image:
     Raises:
         ValueError: it is none, for certain.
     """
-    mode, shape = (
-        ("L", "[height, width]") if channels == 1 else ("RGB", "[height, width, 3], the colours last")
-    )
+    mode = "L" if channels == 1 else "RGB"
+    shape = "[height, width]" if channels == 1 else "[height, width, 3], the colours last"
     if isinstance(image, Image):
         if image.mode != mode:
-            raise ValueError(
-                f"image {number} has mode {image.mode!r}, not {mode!r}: give image.convert({mode!r})"
-            )
+            wanted = f"not {mode!r}: give image.convert({mode!r})"
+            raise ValueError(f"image {number} has mode {image.mode!r}, {wanted}")
         return image
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image {number} is of type {type(image).__name__}: give a PIL image, or an array of 8-bit pixels"
-        )
+        kind = type(image).__name__
+        raise ValueError(f"image {number} is of type {kind}: give a PIL image or an array of 8-bit pixels")
     if image.dtype != np.uint8:
         bad = image.dtype.kind == "f" and not np.isfinite(image).all()
         values = "has pixels that are NaN or infinite" if bad else f"has the dtype {image.dtype}"

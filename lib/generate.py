@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
-from lib.encode import Images, Text, inputs, takes, unwrapped
+from lib.encode import Images, Text, check_length, inputs, takes, unwrapped
 from lib.models import Subject
 
 PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "cross_attention_mask")
@@ -44,7 +43,7 @@ class _Reading:
     """
 
     def __init__(self, subject: Subject, batch: dict[str, Tensor]) -> None:
-        self._model = unwrapped(subject.model)
+        self._subject, self._model = subject, unwrapped(subject.model)
         self._forward: Any = subject.model  # through its wrappers
         self._cache = DynamicCache(config=self._model.config.get_text_config())
         self._n_read = 0
@@ -73,6 +72,7 @@ class _Reading:
         if "position_ids" in prompt:
             prompt["position_ids"] = prompt["position_ids"][..., -1:] + written.long().cumsum(1)
         self._n_read += ids.shape[1]
+        check_length(self._subject, int(prompt["attention_mask"].sum(1).max()))
         return self._run(written, next_sequence_length=ids.shape[1], **prompt)
 
     def _run(
@@ -99,7 +99,6 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 250,
-    progress: bool = False,
 ) -> Generation:
     """Answers to prompts, by the most probable token at each step.
 
@@ -111,7 +110,6 @@ def generate(
         images: one entry a text.
         max_new_tokens: the longest answer, in tokens.
         batch_size: number of texts in a batch.
-        progress: show a progress bar.
 
     Raises:
         ValueError: an argument is out of its range, or texts and images do not match.
@@ -122,23 +120,20 @@ def generate(
     batches = inputs(subject, texts, images, batch_size=batch_size)
     ends, pad = torch.tensor(_ends(subject), dtype=torch.long, device=subject.device), _pad(subject)
     answers, longest = [], 0
-    with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
-        for batch in batches:
-            reading = _Reading(subject, batch)
-            n = len(reading.logits)
-            new = torch.full((n, max_new_tokens), pad, device=subject.device)
-            ended = torch.zeros(n, dtype=torch.bool, device=subject.device)
-            for step in range(max_new_tokens):
-                if step:
-                    reading.read_on(new[:, step - 1 : step], ~ended[:, None])
-                chosen = reading.logits.argmax(-1)
-                new[:, step] = chosen.where(~ended, pad)  # rows that have ended go along as padding
-                ended |= torch.isin(chosen, ends)
-                longest = max(longest, step + 1)
-                if ended.all():
-                    break
-            answers.append(new.cpu())
-            bar.update(n)
+    for batch in batches:
+        reading = _Reading(subject, batch)
+        new = torch.full((len(reading.logits), max_new_tokens), pad, device=subject.device)
+        ended = torch.zeros_like(new[:, 0], dtype=torch.bool)
+        for step in range(max_new_tokens):
+            if step:
+                reading.read_on(new[:, step - 1 : step], ~ended[:, None])
+            chosen = reading.logits.argmax(-1)
+            new[:, step] = chosen.where(~ended, pad)  # rows that have ended go along as padding
+            ended |= torch.isin(chosen, ends)
+            longest = max(longest, step + 1)
+            if ended.all():
+                break
+        answers.append(new.cpu())
     ids = torch.cat(answers)[:, :longest]
     return Generation(ids, subject.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
@@ -220,9 +215,8 @@ def _tokens(
 ) -> tuple[Int[Tensor, "answer token"], Bool[Tensor, "answer token"]]:
     """Answers as tokens, padded on the right, and which of them are no padding."""
     rows = [subject.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    if not all(rows):
-        empty = rows.index([])
-        raise ValueError(f"the answer {answers[empty]!r} has no token")
+    if [] in rows:
+        raise ValueError(f"the answer {answers[rows.index([])]!r} has no token")
     lengths = torch.tensor([[len(row)] for row in rows])
     written = torch.arange(max(map(len, rows))) < lengths
     ids = torch.full(written.shape, _pad(subject)).masked_scatter(written, torch.tensor([*chain(*rows)]))

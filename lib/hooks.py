@@ -19,6 +19,7 @@ checkpointing is refused, since it would run the blocks a second time, after the
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -176,17 +177,14 @@ def attached(
     layout, name = subject.layout, type(subject.layout.owner).__name__
     unreached, has_run = set(functions), False
 
-    def noting(layer: int) -> Callable[[Tensor], Tensor]:
-        def apply(activation: Tensor) -> Tensor:
-            if _is_checkpointed():
-                raise RuntimeError(
-                    f"{name} runs under gradient checkpointing: in the backward pass its blocks would run "
-                    "again, without what is open now. Switch it off: model.gradient_checkpointing_disable()"
-                )
-            unreached.discard(layer)
-            return functions[layer](activation)
-
-        return apply
+    def reach(layer: int, activation: Tensor) -> Tensor:
+        if _is_checkpointed():
+            raise RuntimeError(
+                f"{name} runs under gradient checkpointing: in the backward pass its blocks would run again, "
+                "without what is open now. Switch it off: model.gradient_checkpointing_disable()"
+            )
+        unreached.discard(layer)
+        return functions[layer](activation)
 
     def note_run(module: nn.Module, args: tuple, output: Any) -> None:
         nonlocal has_run
@@ -201,9 +199,9 @@ def attached(
         for layer in functions:
             point = layout.point(site, layer)
             if point is None:  # scores and patterns exist inside the attention function only
-                taps[layout.attention(layer)] = noting(layer)
+                taps[layout.attention(layer)] = partial(reach, layer)
             else:
-                _hook(stack, point, noting(layer))
+                _hook(stack, point, partial(reach, layer))
         if taps:
             stack.enter_context(tapped(layout.owner, site, taps))
         yield

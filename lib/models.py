@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import zlib
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,7 +165,8 @@ def load(
         LookupError: the hub has no such model; or its architecture is unknown.
         ValueError: the weights are damaged, incomplete, a pickle, the difference from another version of
             their parent, or have an adapter beside them; or a quantized model is asked for its twin.
-        ImportError: bitsandbytes is needed and missing.
+        ImportError: bitsandbytes, or a package that the model's processor needs (torchvision for Pixtral's),
+            is missing.
     """
     folder = _folder(name)
     config = _config(folder)
@@ -390,7 +392,9 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Any:
         return None
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     settings = folder / "tokenizer_config.json"
-    if kind is not None:
+    if kind is not None:  # the configuration's own, unless the files name another (Pixtral's are LLaVA's)
+        named = [json.loads(path.read_text()) for path in sorted(folder.glob("*processor_config.json"))]
+        kind = getattr(transformers, ChainMap(*named).get("processor_class") or "", kind)
         kind = images_only(kind) if "video_processor" in kind.get_attributes() else kind
     elif settings.is_file() and json.loads(settings.read_text()).get("tokenizer_class") in FAST_TOKENIZERS:
         kind = PreTrainedTokenizerFast  # AutoTokenizer may rebuild it by the model's type, to other tokens
@@ -411,10 +415,14 @@ def images_only(processor: Any) -> Any:
         def get_attributes(cls) -> list[str]:
             return [name for name in processor.get_attributes() if name != "video_processor"]
 
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            args.insert(processor.get_attributes().index("video_processor"), None)  # SmolVLM's needs one
+            return super().from_args_and_dict(args, processor_dict, **kwargs)
+
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name != "video_processor":
-                return super().check_argument_for_proper_class(argument_name, argument)
-            return None
+            known = argument_name != "video_processor"
+            return super().check_argument_for_proper_class(argument_name, argument) if known else None
 
     ImagesOnly.__name__ = processor.__name__
     return ImagesOnly

@@ -7,7 +7,6 @@ Weights in GGUF are converted once, to safetensors in the Hugging Face cache fol
 `HF_HOME`), and load from there in a second.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_ASSETS_CACHE
+
+
+def installed_file(path: str) -> Path | None:
+    """A file of an installed package, by the package's import name and the path in it; None if there is none.
+
+    The package is looked up and not imported: it may need others that are of no use here.
+    """
+    module = find_spec(path.partition("/")[0])
+    places = (module and module.submodule_search_locations) or ()
+    found = (Path(place).parent / path for place in places)
+    return next(filter(Path.is_file, found), None)
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,7 @@ class Packaged:
     @property
     def path(self) -> Path | None:
         """Where the file is; None if the package is not installed."""
-        # The package is looked up and not imported: it may need others that are of no use here.
-        module = find_spec(self.file.partition("/")[0])
-        places = [
-            Path(place).parent / self.file for place in (module and module.submodule_search_locations) or ()
-        ]
-        return next((place for place in places if place.is_file()), None)
+        return installed_file(self.file)
 
     @property
     def source(self) -> str:
@@ -82,6 +87,8 @@ def folder(name: str, from_hub: Callable[[str], Path]) -> Path:
         ImportError: the package is installed, and `gguf`, with which it is read, is not.
         ValueError: the package carries other weights than those that are known.
     """
+    from lib.differences import sha256  # not above, as in `_convert`
+
     one = MODELS[name]
     if not (file := one.path):
         try:
@@ -94,7 +101,7 @@ def folder(name: str, from_hub: Callable[[str], Path]) -> Path:
     converted = Path(HF_ASSETS_CACHE).expanduser() / "worked-papers" / f"{name}-{one.sha256[:12]}"
     if (converted / "model.safetensors").is_file():
         return converted  # `load` verifies what it reads by the folder's sha256.json
-    if (found := _sha256(file)) != one.sha256:
+    if (found := sha256(file)) != one.sha256:
         known = f"that of {one.package} is {one.sha256[:8]}..."
         raise ValueError(f"{file} has the sha256 {found[:8]}..., and {known}: {INSTALL}")
     if find_spec("gguf") is None:
@@ -119,6 +126,8 @@ def _convert(file: Path, target: Path, source: str) -> None:
     import torch  # not above: the runner asks for the sources only, and starts without transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lib.differences import sha256
+
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     tokenizer.save_pretrained(target)
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -128,10 +137,5 @@ def _convert(file: Path, target: Path, source: str) -> None:
     del model.config.quantization_config
     model.config.weights = source
     model.save_pretrained(target)
-    digests = {path.name: _sha256(path) for path in target.glob("*.safetensors")}
+    digests = {path.name: sha256(path) for path in target.glob("*.safetensors")}
     (target / "sha256.json").write_text(json.dumps(digests))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -91,10 +91,8 @@ TABLE: list[tuple[Family, str]] = [
     (replace(LLAMA, down="mlp.fc2"), "nanochat"),
     (replace(LLAMA, mid="feedforward_layernorm"), "apertus"),
     (replace(LLAMA, mid=FFN_PRENORM), "vaultgemma"),
-    (
-        replace(LLAMA, down="", mlp_out="mlp"),
-        "gpt_oss",
-    ),  # each expert has neurons of its own: no one `mlp_act`
+    # Each expert has neurons of its own: no one `mlp_act`.
+    (replace(LLAMA, down="", mlp_out="mlp"), "gpt_oss"),
     (replace(LLAMA, mid=""), "cohere cohere2"),
     (replace(LLAMA, qkv="qkv_proj"), "phi3"),
     (Family("self_attn", QKV, "self_attn.dense", "", "mlp.fc2"), "phi"),
@@ -374,10 +372,8 @@ def _stacks(model: PreTrainedModel) -> list[tuple[PreTrainedModel, nn.ModuleList
             # Lists of experts or of norms are ModuleLists too: a stack has as many blocks as its model says.
             around = [other for other in owners if not other or path.startswith(f"{other}.")]
             owner = owners[max(around, key=len)]
-            sizes = (
-                "num_hidden_layers",
-                "decoder_layers",
-            )  # a lone decoder (BART) calls its encoder's the first
+            # A lone decoder (BART's) calls its encoder's number the first of these.
+            sizes = ("num_hidden_layers", "decoder_layers")
             if len(part) in (getattr(owner.config, name, None) for name in sizes):
                 stacks.append((owner, part))
     return stacks

@@ -139,9 +139,7 @@ def bootstrap(
             rng=np.random.default_rng(seed),
         )
     if bad := _count_not_finite(result.bootstrap_distribution):
-        raise ValueError(
-            f"the statistic is not finite on {bad} of {n_resamples} resamples: it needs more examples"
-        )
+        raise ValueError(f"the statistic is not finite on {bad} of {n_resamples} resamples: add examples")
     low, high = result.confidence_interval
     if not (math.isfinite(low) and math.isfinite(high)):  # BCa is undefined where resamples hardly differ
         tail = (1 - confidence) / 2
@@ -163,9 +161,7 @@ def _units(
         return np.arange(len(x)), lambda rows: statistic(x[rows])
     labels = as_labels(clusters)
     if labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"clusters has shape {labels.shape}; x has {len(x)} examples: give one label for each"
-        )
+        raise ValueError(f"clusters has shape {labels.shape}; x has {len(x)} examples: give each one label")
     _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     units = np.arange(len(sizes))
     if statistic is np.mean and x.ndim == 1:
@@ -236,9 +232,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n or n % 1 or successes % 1:
-        raise ValueError(
-            f"successes={successes} of n={n}: needs whole numbers, n >= 1 and 0 <= successes <= n"
-        )
+        raise ValueError(f"successes={successes} of n={n}: needs whole numbers, n >= 1, 0 <= successes <= n")
     test = scipy.stats.binomtest(int(successes), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), confidence)

@@ -68,6 +68,9 @@ def tokenizer(*, chat: bool = False, encoder: bool = False, **options: Any) -> h
             "context_image_token": "<image>",
             "start_image_token": "<img>",
             "end_image_token": "</img>",
+            "boi_token": "<img>",
+            "eoi_token": "</img>",
+            "image_boundary_token": "<fake_token_around_image>",
         },
         **{"padding_side": "right"} | options,
     )

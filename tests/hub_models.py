@@ -9,7 +9,7 @@ and weights random, so that it does nothing well; which is a case that chapters 
 import json
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import torch
 import transformers as hf
 from PIL import Image
@@ -75,13 +76,15 @@ SMOL = (
 )
 
 
-def _learned(cut: Any, special: list[str], alphabet: list[str]) -> dict[str, Any]:
-    """Vocabulary and merges of a BPE tokenizer, with a piece for most words of `SENTENCES`."""
+def learned(
+    cut: Any, special: list[str], alphabet: list[str], texts: list[str] = SENTENCES, size: int = 900
+) -> dict[str, Any]:
+    """Vocabulary and merges of a BPE tokenizer, with a piece for most words of the texts."""
     table = Tokenizer(BPE())
     table.pre_tokenizer = cut
     table.train_from_iterator(
-        SENTENCES,
-        BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        texts,
+        BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     model = json.loads(table.to_str())["model"]
     return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
@@ -91,8 +94,8 @@ def _learned(cut: Any, special: list[str], alphabet: list[str]) -> dict[str, Any
 def sentencepiece(*special: str) -> hf.LlamaTokenizer:
     """Of Llama's kind: a space is part of the word behind it, letters it never met become bytes."""
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    learned = _learned(pre_tokenizers.Metaspace(), ["<unk>", "<s>", "</s>", *bytes_], [])
-    tokenizer = hf.LlamaTokenizer(**learned, pad_token="<pad>", model_max_length=4096)
+    pieces = learned(pre_tokenizers.Metaspace(), ["<unk>", "<s>", "</s>", *bytes_], [])
+    tokenizer = hf.LlamaTokenizer(**pieces, pad_token="<pad>", model_max_length=4096)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
 
@@ -101,8 +104,8 @@ def sentencepiece(*special: str) -> hf.LlamaTokenizer:
 def byte_level(*special: str, eos: str = "<|im_end|>") -> hf.Qwen2Tokenizer:
     """Of Qwen's and GPT-2's kind: pieces are made of bytes, the space before a word among them; no BOS."""
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned = _learned(cut, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], cut.alphabet())
-    tokenizer = hf.Qwen2Tokenizer(**learned, eos_token=eos, model_max_length=8192)
+    pieces = learned(cut, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], cut.alphabet())
+    tokenizer = hf.Qwen2Tokenizer(**pieces, eos_token=eos, model_max_length=8192)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special]})
     return tokenizer
 
@@ -345,6 +348,19 @@ class Ran(NamedTuple):
     """Claim id -> its row."""
     names: dict[str, Any]
     """The notebook's variables."""
+
+    def check_task_not_done(self, slug: str, numbers: Iterable[int], measured: str = "") -> None:
+        """Checks that none of these claims is judged, since the model does not do the task."""
+        for n in numbers:
+            row = self.records[f"{slug}.{n}"]
+            assert row.verdict == "not testable here", row
+            assert row.reason.startswith(f"Task not done on this model: {measured}"), row
+
+
+def cases(listed: Iterable[str], first: str, depth: int, colab: str) -> list[Any]:
+    """Model, preset, depth: a shallow run in CI; weekly the listed models and the preset for Colab, whole."""
+    weekly = [(name, "gpu", 99) for name in listed] + [(colab, "colab", 99)]
+    return [(first, "gpu", depth), *(pytest.param(*case, marks=pytest.mark.weekly) for case in weekly)]
 
 
 def run_chapter(slug: str, preset: str, monkeypatch: Any, **parameters: Any) -> Ran:

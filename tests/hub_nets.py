@@ -17,9 +17,7 @@ import pandas as pd
 import torch
 import transformers as hf
 from PIL import Image
-from tokenizers import Regex, Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Regex, pre_tokenizers
 
 from data.worlds import circuits
 
@@ -96,15 +94,10 @@ def _prompts() -> list[str]:
 
 
 def _merges(cut: Any) -> dict[str, Any]:
-    table = Tokenizer(BPE())
     # GPT-2 and its heirs cut off digits, too; the years of the real vocabulary are pairs of digits.
-    table.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(YEAR, "isolated"), cut])
-    trainer = BpeTrainer(
-        vocab_size=1500, special_tokens=[END], initial_alphabet=cut.alphabet(), show_progress=False
-    )
-    table.train_from_iterator(_prompts() + [f"{i:02d}" for i in range(100)] * 50, trainer)
-    model = json.loads(table.to_str())["model"]
-    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+    pairs = pre_tokenizers.Sequence([pre_tokenizers.Split(YEAR, "isolated"), cut])
+    texts = _prompts() + [f"{i:02d}" for i in range(100)] * 50
+    return hub_models.learned(pairs, [END], cut.alphabet(), texts, size=1500)
 
 
 def _clip(folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 import re
 from html import unescape
-from importlib.util import find_spec
 from pathlib import Path
 
 from fontTools import subset
+
+from lib.packaged import installed_file
 
 # Name of the file on the site -> package and file in it (all under the SIL Open Font Licence).
 TEXT = {
@@ -25,14 +26,13 @@ MATHS_ALWAYS += map(ord, "ℎ×−√")
 
 
 def _cut(source: tuple[str, str], target: Path, characters: list[int], features: list[str]) -> None:
-    package, file = source
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the site's fonts need the package {package}: install requirements.txt")
+    file = installed_file("/".join(source))
+    if file is None:
+        raise ModuleNotFoundError(f"the site's fonts need the package {source[0]}: install requirements.txt")
     options = subset.Options(
         flavor="woff", layout_features=features, desubroutinize=True, notdef_outline=True
     )
-    font = subset.load_font(str(Path(spec.origin).parent / file), options)
+    font = subset.load_font(str(file), options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(unicodes=characters)
     subsetter.subset(font)

@@ -54,7 +54,11 @@ BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
     page = BeautifulSoup(html, "html.parser")
-    for element in page.select("script, style, annotation, button, svg, summary, .headerlink"):
+    # Not what other runs of a claim measured, and of the table of architectures the names only: that is much
+    # text in which nobody searches, and every visitor of the search loads all of it.
+    long = ".wp-claim .wp-other-run, .architectures td"
+    left_out = f"script, style, annotation, button, svg, summary, .headerlink, {long}"
+    for element in page.select(left_out):
         element.decompose()
     for code in page.select(".cell_input pre"):
         code.string = " ".join(DEFINITION.findall(code.get_text()))

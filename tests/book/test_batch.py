@@ -114,7 +114,9 @@ def result(mixed, name):
 def test_what_fails_hangs_or_dies_does_not_stop_the_others(mixed):
     found = statuses(mixed[1])
     passed = {"good", "where", "stdin", "shell", "saved", "stays"}
-    died = {"dies", "exits", "quits"}
+    # quit() lets the kernel end soon: whether the next cell still fails before that is a matter of luck.
+    assert found["quits"] in ("died", "failed")
+    died = {"dies", "exits"} | {name for name in ["quits"] if found[name] == "died"}
     assert {name for name in found if found[name] == "passed"} == passed
     assert {name for name in found if found[name] == "died"} == died
     assert {name for name in found if found[name] == "failed"} == {*MIXED, "broken"} - passed - died
@@ -124,9 +126,12 @@ def test_what_fails_hangs_or_dies_does_not_stop_the_others(mixed):
 def test_the_report_names_the_cell_and_holds_the_traceback(mixed):
     assert result(mixed, "fails").cell.startswith("cell 6: '<b>&'; raise ValueError(")
     assert "[bold]because[/] of me" in result(mixed, "fails").error
-    for name, words in {"dies": "SIGKILL", "exits": "exit status 3", "quits": "exit status 0"}.items():
-        assert result(mixed, name).cell.startswith(f"cell {6 if name == 'quits' else 5}: ")
+    for name, words in {"dies": "SIGKILL", "exits": "exit status 3"}.items():
+        assert result(mixed, name).cell.startswith("cell 5: ")
         assert words in result(mixed, name).error
+    quits = result(mixed, "quits")
+    assert quits.cell.startswith("cell 6: ")
+    assert ("exit status 0" if quits.status == "died" else "ZeroDivisionError") in quits.error
     failed = result(mixed, "fails").notebook
     assert failed.parent.name == "failed"
     assert "unreached" not in stdout(failed)
@@ -554,7 +559,13 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path, s
     folder = root / "_build/runs/organism"
     cache.write(folder / MARKER, cache.OWNER.encode())
     cache.write(folder / "report.json", b'{"ok": true, "finished": true}')  # yesterday's, green
+    # Under nohup, and in a script's background, signals are ignored: children inherit that.
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
     process = command(root, "run", WAIT="1", TMPDIR=str(short_folder))
+    if before is signal.SIG_IGN:
+        signal.signal(number, before)
     pids = root / "_build/pids"
     while not (pids.exists() and pids.read_text()) and process.poll() is None:
         time.sleep(0.05)

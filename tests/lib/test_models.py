@@ -13,10 +13,15 @@ import torch
 import transformers as hf
 from families import (
     ALL,
+    IMAGE_ID,
     LANGUAGE,
+    LLAMA_SIZE,
     N_BYTES,
     PROMPTS,
+    SIZE,
+    VISION,
     VISION_LANGUAGE,
+    VOCABULARY,
     byte_tokenizer,
     checkpoint,
     inputs,
@@ -24,12 +29,15 @@ from families import (
     subject,
     tokenizer,
 )
+from PIL import Image
 from tokenizers.processors import Sequence
+from transformers.utils import is_torchvision_available
 
+from data.recipes.tokenizer import word_tokenizer
 from data.worlds.digits import digits
 from lib import models, organisms
 from lib.generate import next_logprobs
-from lib.models import Subject, load
+from lib.models import Subject, images_only, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
 
@@ -282,30 +290,6 @@ def test_models_without_a_head_for_words_get_right_padded_batches_whatever_the_t
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_an_encoder_decoders_prompt_is_padded_on_the_right_and_not_continued():
-    torch.manual_seed(0)
-    sizes = {f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in ENCODER_DECODER.items()}
-    model = hf.BartForConditionalGeneration(hf.BartConfig(vocab_size=96, d_model=32, **sizes, **SPECIAL_IDS))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    s = Subject(model.eval(), tokenizer(padding_side="left"))
-    batch = s.encode(PROMPTS)
-    assert batch.keys() == {"input_ids", "attention_mask"}
-    together, alone = (
-        s.model.generate(**s.encode(texts), max_new_tokens=4, min_new_tokens=4, do_sample=False)
-        for texts in (PROMPTS, PROMPTS[1:])
-    )
-    assert torch.equal(together[1:], alone)
-    with pytest.raises(
-        ValueError, match="BartForConditionalGeneration has an encoder and a decoder: its ans"
-    ):
-        next_logprobs(s, PROMPTS)
-
-
-ENCODER_DECODER = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
-SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-
-
 def test_a_text_without_a_token_and_a_token_without_an_embedding_are_errors():
     bare = tokenizer()
     bare.backend_tokenizer.post_processor = Sequence([])
@@ -328,19 +312,119 @@ def test_a_single_prompt_is_a_batch_of_one():
     assert one["input_ids"].shape[0] == one["pixel_values"].shape[0] == 1
 
 
-@pytest.mark.parametrize("family", VISION_LANGUAGE)
-@pytest.mark.parametrize(
-    "images", [[[picture(0), picture(1)], picture(2)], [None, picture(0)]], ids=["two", "none"]
-)
-def test_each_prompt_gets_its_own_images(family, images):
-    s = subject(family)
-    batch = s.encode(["the cat sees", "a dog"], images)
-    n_tokens = s.spans(batch).image.sum(1).tolist()
-    with torch.no_grad():
-        assert s.model(**batch).logits.isfinite().all()  # checks the number of image tokens by itself
-    alone = s.spans(s.encode("a dog", picture(0))).image.sum().item()
-    assert n_tokens[1] == alone > 0
-    assert n_tokens[0] > 0 if images[0] else n_tokens[0] == 0
+def with_images(family):
+    """Of a listed family, or of classes whose processors want a list of images for every text."""
+    if family in VISION_LANGUAGE:
+        return subject(family)
+    if family == "gemma3":
+        sizes = LLAMA_SIZE | {"head_dim": 16, "query_pre_attn_scalar": 4, "sliding_window": 4}
+        config = hf.Gemma3Config(
+            text_config=sizes, vision_config=VISION, mm_tokens_per_image=4, image_token_index=IMAGE_ID
+        )
+        processor = hf.Gemma3Processor(
+            hf.Gemma3ImageProcessor(size={"height": 16, "width": 16}), tokenizer(), image_seq_length=4
+        )
+    elif family == "idefics2":
+        perceiver = {"resampler_n_latents": 4, "resampler_depth": 1, "hidden_size": 32}
+        perceiver |= {"resampler_n_heads": 4, "num_key_value_heads": 2, "resampler_head_dim": 8}
+        config = hf.Idefics2Config(
+            text_config=LLAMA_SIZE, vision_config=VISION, image_token_id=IMAGE_ID, perceiver_config=perceiver
+        )
+        images = hf.Idefics2ImageProcessor(size={"shortest_edge": 8, "longest_edge": 16})
+        processor = hf.Idefics2Processor(images, tokenizer(), image_seq_len=4)
+    else:
+        config = hf.Blip2Config(
+            vision_config=VISION,
+            qformer_config=VISION | {"encoder_hidden_size": 32, "cross_attention_frequency": 1},
+            text_config=hf.OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=32),
+            num_query_tokens=4,
+            image_token_index=IMAGE_ID,
+        )
+        plain = word_tokenizer(VOCABULARY, bos="<s>", eos="</s>", ends=False)
+        images = hf.BlipImageProcessor(size={"height": 16, "width": 16})
+        processor = hf.Blip2Processor(images, plain, num_query_tokens=4)
+    torch.manual_seed(0)
+    model = getattr(hf, type(config).__name__.replace("Config", "ForConditionalGeneration"))(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Subject(model, processor)
+
+
+def wide(seed, height, width):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+IMAGES = {
+    "none": [None, picture(0)],
+    "two": [[picture(0), picture(1)], picture(2)],
+    "none and two": [[], [picture(0), wide(1, 30, 20)]],
+    "other sizes": [wide(0, 40, 24), wide(1, 16, 48)],
+}
+ONE_EACH = {"paligemma": ("none", "none and two"), "blip2": ("none", "two", "none and two")}
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("family", [*VISION_LANGUAGE, "gemma3", "idefics2", "blip2"])
+def test_each_prompt_gets_its_own_images_and_a_batch_says_what_each_alone_says(family, images):
+    s, shown = with_images(family), IMAGES[images]
+    texts = ["the cat sees", "a dog sees" if family == "blip2" else "a dog"]  # BLIP-2 takes no position ids
+    if images in ONE_EACH.get(family, ()):
+        with pytest.raises(ValueError, match=r"cannot read texts with \[\d(, \d)?\] images: give each one"):
+            s.encode(texts, shown)
+        return
+    together = next_logprobs(s, texts, shown)
+    n_tokens = s.spans(s.encode(texts, shown)).image.sum(1)
+    for i, entry in enumerate(shown):
+        alone = s.encode(texts[i : i + 1], [entry])
+        assert s.spans(alone).image.sum() == n_tokens[i]
+        assert (n_tokens[i] > 0) == bool(entry)
+        with torch.no_grad():
+            expected = s.model(**alone).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(together[i], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_gets_the_processor_that_it_names_or_is_told_what_that_needs(tmp_path):
+    """Pixtral's has the configuration of LLaVA, and a processor that counts image tokens otherwise."""
+    shutil.copytree(checkpoint("llava"), tmp_path / "pixtral")
+    path = tmp_path / "pixtral" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "LlavaNextProcessor"}))
+    assert type(load(tmp_path / "pixtral").processor).__name__ == "LlavaNextProcessor"
+    if is_torchvision_available():
+        return
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "PixtralProcessor"}))
+    with pytest.raises(ImportError, match="PixtralProcessor requires the Torchvision library but it was not"):
+        load(tmp_path / "pixtral")
+
+
+def test_a_processor_that_insists_on_a_part_for_videos_does_without():
+    class Insists(hf.Qwen2VLProcessor):  # as SmolVLM's
+        def __init__(self, image_processor, tokenizer, video_processor, chat_template=None):
+            super().__init__(image_processor, tokenizer, video_processor, chat_template)
+
+    kind = images_only(Insists)
+    s = Subject(subject("qwen2_vl").model, kind.from_pretrained(checkpoint("qwen2_vl")))
+    found, expected = inputs(s), inputs(subject("qwen2_vl"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_a_bert_with_a_head_for_words_continues_texts_if_it_is_a_decoder(is_decoder):
+    config = hf.BertConfig(**SIZE, intermediate_size=48, is_decoder=is_decoder)
+    s = Subject(hf.BertLMHeadModel(config).eval(), tokenizer())
+    assert s.encode(PROMPTS)["attention_mask"][1, 0] == (not is_decoder)  # padded on the left, or right
+    if is_decoder:
+        alone = next_logprobs(s, PROMPTS[1:])
+        torch.testing.assert_close(next_logprobs(s, PROMPTS)[1:], alone, atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(ValueError, match=r"BertLMHeadModel cannot continue a prompt: .* or an encoder"):
+            next_logprobs(s, PROMPTS)
+
+
+def test_gpt_neox_continues_texts_whatever_its_unused_setting_says():
+    config = hf.GPTNeoXConfig(**SIZE, intermediate_size=48)
+    assert not config.is_decoder
+    s = Subject(hf.GPTNeoXForCausalLM(config).eval(), tokenizer())
+    assert s.encode(PROMPTS)["attention_mask"][1, 0] == 0
 
 
 @pytest.mark.parametrize("family", [f for f in VISION_LANGUAGE if f != "paligemma"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import packaged
+from lib import differences, packaged
 from lib.models import load
 from lib.packaged import MODELS, folder
 
@@ -29,7 +29,7 @@ def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_bytes(b"weights")
     monkeypatch.syspath_prepend(file.parents[1])
     monkeypatch.setattr(packaged, "HF_ASSETS_CACHE", str(tmp_path / "cache"))
-    digest = packaged._sha256(file)
+    digest = differences.sha256(file)
     monkeypatch.setitem(MODELS, "tiny", replace(SMOLLM2, file="carrier/tiny.gguf", sha256=digest))
 
     def convert(_: Path, target: Path, source: str) -> None:
@@ -38,7 +38,7 @@ def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         config.weights = source
         LlamaForCausalLM(config).save_pretrained(target)
-        sha256 = packaged._sha256(target / "model.safetensors")
+        sha256 = differences.sha256(target / "model.safetensors")
         (target / "sha256.json").write_text(f'{{"model.safetensors": "{sha256}"}}')
 
     monkeypatch.setattr(packaged, "_convert", convert)

@@ -86,7 +86,7 @@ const search = (same) => {
       if (!wanted.every((_, k) => inTitle[k].length || inHeading[k].length || inText[k].length)) continue;
       if (!wanted.some((_, k) => inHeading[k].length || inText[k].length)) continue;
       const score = wanted.reduce((sum, _, k) => sum + 20 * inHeading[k].length + 5 * inTitle[k].length + Math.min(inText[k].length, 8), 0)
-        / (page.startsWith("book/api/") ? 3 : 1);  // the papers before the library
+        / (/^book\/(api\/|scoreboard)/.test(page) ? 3 : 1);  // the papers before the library and the list of their claims
       hits.push({ page, title, anchor, heading, text, inTitle, inHeading, inText, score });
     }
   }
