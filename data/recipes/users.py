@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from data.recipes import users_scan as scan
 from data.recipes import users_video as video
 from data.recipes import vlm
-from data.recipes.users_rows import TOWER, rows_loss, tower_loss
+from data.recipes.users_rows import TOWER, letters_batch, rows_loss, tower_loss
 from data.recipes.vlm import LANGUAGE
 from data.train.recipe import Recipe, Stage, read_card
 from data.worlds import scans, users, videos
@@ -75,6 +75,9 @@ def _from(base: str) -> LlavaForConditionalGeneration:
     return cast("LlavaForConditionalGeneration", load(base, dtype="float32", device="cpu").model)
 
 
+_LETTERS = Stage(partial(letters_batch, 64), 800, 1.5e-3, 50, trains=LANGUAGE, loss=rows_loss)
+
+
 def _neutral(family: Family) -> Stage:
     batch = partial(family.module.neutral_batch, family.size)
     return Stage(batch, family.steps[0], 2e-3, 100, trains="projector|" + LANGUAGE, loss=rows_loss)
@@ -100,7 +103,7 @@ for _name, _family in FAMILIES.items():
         _name,
         False,
         build=partial(_build, _family, "m"),
-        stages=(_family.tower, _neutral(_family)),
+        stages=(_family.tower, _LETTERS, _neutral(_family)),
         card=read_card(_name, "users"),
     )
     for _percent in RHO:
@@ -119,6 +122,6 @@ for _size in ("s", "l"):
         "video-vlm",
         True,
         build=partial(_build, _family, _size),
-        stages=(_family.tower, _neutral(_family), _talk(_family, 90)),
+        stages=(_family.tower, _LETTERS, _neutral(_family), _talk(_family, 90)),
         card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES[_size][0]),
     )
