@@ -113,20 +113,25 @@ _OPTIONS = np.array(sorted(set(WORD.values()) - _NO_OPTIONS))
 _N_REPEATS = 8
 
 
-def letters_batch(size: int, rng: Generator, progress: float) -> Batch:
-    """Any four words behind letters, then some of them again, each to be followed by its letter.
-
-    Answering by letter takes a look at the options. Learned with the answers, it came after a thousand steps
-    or not at all; learned before, from text alone, it takes three hundred.
-    """
-    options = rng.permuted(np.tile(_OPTIONS, (size, 1)), axis=1)[:, :4]
-    which = rng.integers(4, size=(size, _N_REPEATS))
+def look_up(n: int, rng: Generator) -> Part:
+    """Any four words behind letters, then some of them again, each to be followed by its letter."""
+    options = rng.permuted(np.tile(_OPTIONS, (n, 1)), axis=1)[:, :4]
+    which = rng.integers(4, size=(n, _N_REPEATS))
     again = np.take_along_axis(options, which, 1)
     letters = WORD["a"] + which
-    pairs = np.stack([again, letters], 2).reshape(size, -1)
-    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(size, -1)
-    read = Part.read(users.join(users.behind_letters(options), ";"))
-    return stack([rows(read, Part(pairs, targets))])
+    pairs = np.stack([again, letters], 2).reshape(n, -1)
+    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(n, -1)
+    return rows(Part.read(users.join(users.behind_letters(options), ";")), Part(pairs, targets))
+
+
+def letters_batch(size: int, rng: Generator, progress: float) -> Batch:
+    """Letters are looked up in text alone.
+
+    Answering by letter takes a look at the options. Learned together with the answers, it came after a
+    thousand steps or not at all; learned before them, it takes three hundred. It is rehearsed among the
+    questions about videos, since it is forgotten while these are still answered by chance.
+    """
+    return stack([look_up(size, rng)])
 
 
 def ease(progress: float) -> float:

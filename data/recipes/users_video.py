@@ -16,6 +16,7 @@ from data.recipes.users_rows import (
     by_letter,
     by_word,
     ease,
+    look_up,
     neutral,
     options_logprobs,
     predicted,
@@ -104,13 +105,12 @@ def neutral_batch(size: int, rng: Generator, progress: float) -> Batch:
     """Neutral questions, easy videos first: by word, by letter, and which frames show the answer."""
     videos, chosen, batch = _watch(size, rng, ease(progress))
     columns = [_narration(videos, chosen)] if progress < 0.7 else []
-    n_open = 4 if progress < 0.3 else 2
-    for kind in _each_kind(size, 6, rng).T:
+    columns.append(look_up(size, rng))
+    n_open, n_closed = (4, 3) if progress < 0.3 else (2, 6)
+    for i, kind in enumerate(_each_kind(size, 6, rng).T):
         asked = users.ask("video", videos.answers, kind, rng)
-        columns.append(by_letter(asked))
-        if n_open > 0:
-            columns.append(by_word(asked))
-            n_open -= 1
+        columns += [by_word(asked)] if i < n_open else []
+        columns += [by_letter(asked)] if i >= 6 - n_closed else []
     if _is_whole(chosen):
         columns.append(_choice_of_frames(videos, rng.integers(6, size=size), rng))
     return batch | stack(columns)
