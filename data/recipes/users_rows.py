@@ -108,7 +108,7 @@ def by_word(asked: Asked) -> Part:
 
 
 _NO_OPTIONS = {PAD, users.BOS, EOS, users.UNKNOWN, users.IMAGE}
-_NO_OPTIONS |= {WORD[word] for word in (";", *users.LETTERS)}
+_NO_OPTIONS |= {WORD[word] for word in (";", "answer", "previously", *users.LETTERS)}
 _OPTIONS = np.array(sorted(set(WORD.values()) - _NO_OPTIONS))
 _N_REPEATS = 8
 
