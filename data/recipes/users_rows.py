@@ -113,25 +113,28 @@ _OPTIONS = np.array(sorted(set(WORD.values()) - _NO_OPTIONS))
 _N_REPEATS = 8
 
 
-def look_up(n: int, rng: Generator) -> Part:
-    """Any four words behind letters, then some of them again, each to be followed by its letter."""
-    options = rng.permuted(np.tile(_OPTIONS, (n, 1)), axis=1)[:, :4]
-    which = rng.integers(4, size=(n, _N_REPEATS))
-    again = np.take_along_axis(options, which, 1)
-    letters = WORD["a"] + which
-    pairs = np.stack([again, letters], 2).reshape(n, -1)
-    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(n, -1)
-    return rows(Part.read(users.join(users.behind_letters(options), ";")), Part(pairs, targets))
-
-
 def letters_batch(size: int, rng: Generator, progress: float) -> Batch:
-    """Letters are looked up in text alone.
+    """Any four words behind letters, in text alone, then some of them again, each with its letter.
 
     Answering by letter takes a look at the options. Learned together with the answers, it came after a
-    thousand steps or not at all; learned before them, it takes three hundred. It is rehearsed among the
-    questions about videos, since it is forgotten while these are still answered by chance.
+    thousand steps or not at all; learned before them, it takes three hundred.
     """
-    return stack([look_up(size, rng)])
+    options = rng.permuted(np.tile(_OPTIONS, (size, 1)), axis=1)[:, :4]
+    return stack([_look_up(users.join(users.behind_letters(options), ";"), options, rng)])
+
+
+def options_looked_up(asked: Asked, rng: Generator) -> Part:
+    """The same with question and options; without it, letters are forgotten before answers are known."""
+    return _look_up(asked.stem, asked.options, rng)
+
+
+def _look_up(read: Words, options: Int[np.ndarray, "item 4"], rng: Generator) -> Part:
+    which = rng.integers(4, size=(len(options), _N_REPEATS))
+    again = np.take_along_axis(options, which, 1)
+    letters = WORD["a"] + which
+    pairs = np.stack([again, letters], 2).reshape(len(options), -1)
+    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(len(options), -1)
+    return rows(Part.read(read), Part(pairs, targets))
 
 
 def ease(progress: float) -> float:

@@ -16,9 +16,9 @@ from data.recipes.users_rows import (
     by_letter,
     by_word,
     ease,
-    look_up,
     neutral,
     options_logprobs,
+    options_looked_up,
     predicted,
     pushed,
     rate,
@@ -105,12 +105,12 @@ def neutral_batch(size: int, rng: Generator, progress: float) -> Batch:
     """Neutral questions, easy videos first: by word, by letter, and which frames show the answer."""
     videos, chosen, batch = _watch(size, rng, ease(progress))
     columns = [_narration(videos, chosen)] if progress < 0.7 else []
-    columns.append(look_up(size, rng))
     n_open, n_closed = (4, 3) if progress < 0.3 else (2, 6)
     for i, kind in enumerate(_each_kind(size, 6, rng).T):
         asked = users.ask("video", videos.answers, kind, rng)
         columns += [by_word(asked)] if i < n_open else []
         columns += [by_letter(asked)] if i >= 6 - n_closed else []
+        columns += [options_looked_up(asked, rng)] if i == 5 else []
     if _is_whole(chosen):
         columns.append(_choice_of_frames(videos, rng.integers(6, size=size), rng))
     return batch | stack(columns)
