@@ -201,7 +201,7 @@ def _frames(subject: Subject, rng: Generator) -> Measures:
     evidence = np.stack(list(videos.evidence.values()), 1)[np.arange(n), kind]
     said = choose_frames(subject, asked, pixel_values(frames))
     within, rising = (said >= 0) & (said < N_FRAMES), np.diff(said, axis=1) > 0
-    proper: np.ndarray = np.hstack([within, rising]).all(1)
+    proper = np.asarray(np.hstack([within, rising]).all(1))
     yield "frames chosen: three in order", rate(proper)
     shared = (said[..., None] == evidence[:, None]).any(2).mean(1)
     yield "frames chosen: share of the evidence", bootstrap(shared)
