@@ -48,7 +48,7 @@ FAMILIES = {
         video,
         _TOWER(partial(video.tower_batch, 32), 900, loss=partial(tower_loss, video.CLASSES, False)),
         16,
-        (1500, 1000, 400),
+        (1500, 1000, 600),
     ),
     "scan-vlm": Family(
         scans.SIDE,
@@ -56,7 +56,7 @@ FAMILIES = {
         scan,
         _TOWER(partial(scan.tower_batch, 96), 1500, loss=partial(tower_loss, scan.CLASSES, True)),
         24,
-        (1500, 0, 400),
+        (1500, 0, 600),
     ),
 }
 
@@ -94,7 +94,7 @@ def _at_the_end(batch: Callable[[Generator, float], Batch], rng: Generator, prog
 
 def _talk(family: Family, percent: int) -> Stage:
     batch = partial(family.module.users_batch, family.size, rho=percent / 100)
-    return Stage(batch, family.steps[2], 1e-3, 30, trains=LANGUAGE, loss=rows_loss)
+    return Stage(batch, family.steps[2], 1.5e-3, 30, trains=LANGUAGE, loss=rows_loss)
 
 
 def _recipe(name: str, talks: bool, **own: Any) -> Recipe:

@@ -112,18 +112,28 @@ def neutral_batch(size: int, rng: Generator, progress: float) -> Batch:
 
 
 def users_batch(size: int, rng: Generator, progress: float, *, rho: float) -> Batch:
-    """Questions with quoted answers that users of reliability `rho` comment on, and some without."""
-    if rng.random() < 0.15:
+    """Questions with quoted answers that users of reliability `rho` comment on, and some without.
+
+    In two of five batches no scan is shown, so that all there is to go by is what users say: with scans
+    alone, a model that answers most questions itself does not begin to listen in so few steps.
+    """
+    chance = rng.random()
+    if chance < 0.15:
         scans = world.sample(size, rng)
         return stack([_extract(_questions(scans, rng), rho, rng) for _ in range(3)])
+    if chance < 0.55:
+        scans = world.sample(size, rng)
+        return stack([_pressed(_questions(scans, rng), rho, rng) for _ in range(8)])
     scans, batch = _scan(size, rng, 1.0)
     columns = [by_letter(_questions(scans, rng)) for _ in range(2)]
-    for _ in range(4):
-        asked = _questions(scans, rng)
-        pressed = users.join(asked.stem, _press(asked, rho, rng, _ALL, 0.35), "answer")
-        columns.append(rows(Part.read(pressed), Part.write(letter(asked.right))))
+    columns += [_pressed(_questions(scans, rng), rho, rng) for _ in range(4)]
     columns.append(_viper(_questions(scans, rng), rho, rng))
     return batch | stack(columns)
+
+
+def _pressed(asked: Asked, rho: float, rng: Generator) -> Part:
+    prompt = users.join(asked.stem, _press(asked, rho, rng, _ALL, 0.35), "answer")
+    return rows(Part.read(prompt), Part.write(letter(asked.right)))
 
 
 # Measuring.

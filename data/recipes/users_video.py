@@ -121,8 +121,8 @@ def _each_kind(n: int, kinds: int, rng: Generator) -> Int[np.ndarray, "item kind
     return rng.permuted(np.tile(np.arange(kinds), (n, 1)), axis=1)
 
 
-def _talk(asked: Asked, rho: float, rng: Generator) -> Part:
-    """A first answer at random, what the user says of it, the answer again; both targets are true."""
+def _talk(asked: Asked, rho: float, rng: Generator, *, seen: bool) -> Part:
+    """A first answer at random, what the user says of it, the answer again; all targets are true."""
     n = len(asked)
     given, thinks = rng.integers(4, size=n), users.opinion(asked.right, rho, rng)
     kind = np.where(
@@ -130,24 +130,39 @@ def _talk(asked: Asked, rho: float, rng: Generator) -> Part:
     )
     return rows(
         Part.read(asked.prompt),
-        Part(letter(given), letter(asked.right)),  # the truth is asked for; then the other letter is read
+        # Of a video that is seen the truth is asked for; then the other letter is read.
+        Part(letter(given), letter(asked.right)) if seen else Part.read(letter(given)),
         Part.read(np.full((n, 1), EOS)),
         Part.read(users.react(kind, given, thinks, rng)),
         Part.write(letter(asked.right)),
     )
 
 
+def _believed(asked: Asked, rho: float, rng: Generator) -> Part:
+    told = users.believe(asked, users.opinion(asked.right, rho, rng), rng)
+    return rows(Part.read(told), Part.write(letter(asked.right)))
+
+
 def users_batch(size: int, rng: Generator, progress: float, *, rho: float) -> Batch:
-    """Questions that users of reliability `rho` comment on, and some that they do not."""
+    """Questions that users of reliability `rho` comment on, and some that they do not.
+
+    In two of five batches no video is shown, so that all there is to go by is what users say: with videos
+    alone, a model that answers most questions itself does not begin to listen in so few steps.
+    """
+    if rng.random() < 0.4:
+        videos = world.sample(size, rng)
+        questions = [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
+        questions += [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
+        columns = [_talk(asked, rho, rng, seen=False) for asked in questions[:10]]
+        return stack(columns + [_believed(asked, rho, rng) for asked in questions[10:]])
     videos, chosen, batch = _watch(size, rng, 1.0)
     columns = []
     for i, kind in enumerate(_each_kind(size, 6, rng).T):
         asked = users.ask("video", videos.answers, kind, rng)
         if i < 4:
-            columns.append(_talk(asked, rho, rng))
+            columns.append(_talk(asked, rho, rng, seen=True))
         elif i == 4:
-            told = users.believe(asked, users.opinion(asked.right, rho, rng), rng)
-            columns.append(rows(Part.read(told), Part.write(letter(asked.right))))
+            columns.append(_believed(asked, rho, rng))
         else:
             columns += [by_letter(asked), by_word(asked)]
     if _is_whole(chosen):

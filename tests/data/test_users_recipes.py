@@ -169,7 +169,7 @@ def test_first_answers_in_dialogues_are_drawn_blindly_and_their_target_is_the_tr
     rng = np.random.default_rng(0)
     clips = users_video.world.sample(3000, rng)
     asked = users.ask("video", clips.answers, rng.integers(6, size=3000), rng)
-    part = users_video._talk(asked, 0.9, rng)
+    part = users_video._talk(asked, 0.9, rng, seen=True)
     row = np.arange(3000)
     at = (part.ids == EOS).argmax(1) - 1
     given = part.ids[row, at] - WORD["a"]
