@@ -62,7 +62,11 @@ def clips(folder: str | Path, *, n_frames: int = 8, n: int | None = None, seed: 
         found = ", ".join(path.name for path in tables) or "none"
         raise FileNotFoundError(f"{folder} has to hold one CSV, and it has: {found}; it is one of {SOURCE}")
     rows = list(csv.DictReader(read_text(tables[0]).splitlines()))
-    check(rows[0] if rows else [], ("video", "question", "answer", "type", *OPTIONS), f"{tables[0]} has the columns")
+    check(
+        rows[0] if rows else [],
+        ("video", "question", "answer", "type", *OPTIONS),
+        f"{tables[0]} has the columns",
+    )
     chosen = draw(list(enumerate(rows, 2)), n, seed)  # line 1 has the columns' names
     return [_clip(row, f"{tables[0].name}, line {line}", folder / "frames", n_frames) for line, row in chosen]
 
@@ -85,7 +89,9 @@ def _clip(row: dict[str, str], where: str, folder: Path, n_frames: int) -> Clip:
     if kind[:1] not in GROUPS:
         raise ValueError(f"{where}: type={kind!r}: expected one that begins with C, T or D, such as TN")
     frames = _frames(folder / row["video"].strip(), n_frames)
-    return Clip(row["video"], row["question"].strip(), options, answer, kind, GROUPS[kind[0]], frames, misleading)
+    return Clip(
+        row["video"], row["question"].strip(), options, answer, kind, GROUPS[kind[0]], frames, misleading
+    )
 
 
 def _option(text: str, where: str) -> int:
@@ -99,9 +105,13 @@ def _frames(folder: Path, n_frames: int) -> tuple[Image.Image, ...]:
     """Evenly spaced frames of a video, which have one size."""
     files = [path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES]
     if not files:
-        raise FileNotFoundError(f"no frames in {folder}: put a video's frames there as pictures, numbered in order")
+        raise FileNotFoundError(
+            f"no frames in {folder}: put a video's frames there as pictures, numbered in order"
+        )
     if len(files) < n_frames:
-        raise ValueError(f"{folder} has {len(files)} frames, and {n_frames} are asked for: take fewer, or extract more")
+        raise ValueError(
+            f"{folder} has {len(files)} frames, and {n_frames} are asked for: take fewer, or extract more"
+        )
     files.sort(key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)] or [0])
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, n_frames).round().astype(int)]
     frames = tuple(Image.open(path).convert("RGB") for path in chosen)
