@@ -4,8 +4,8 @@
         clip.question, clip.options, clip.answer, clip.frames
 
 The folder holds one CSV with the columns of NExT-QA's multiple-choice files (Xiao et al. 2021), and in
-`frames/<video>/` a video's frames as pictures, numbered in their order. Neither is shipped: NExT-QA's videos and
-questions are their authors', for research.
+`frames/<video>/` a video's frames as pictures, numbered in their order. Neither is shipped: NExT-QA's
+videos and questions are their authors', for research.
 """
 
 import csv
@@ -61,18 +61,15 @@ def clips(folder: str | Path, *, n_frames: int = 8, n: int | None = None, seed: 
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
         raise FileNotFoundError(f"{folder} has to hold one CSV, and it has: {found}; it is one of {SOURCE}")
-    rows = list(csv.DictReader(read_text(tables[0]).splitlines()))
-    check(
-        rows[0] if rows else [],
-        ("video", "question", "answer", "type", *OPTIONS),
-        f"{tables[0]} has the columns",
-    )
-    chosen = draw(list(enumerate(rows, 2)), n, seed)  # line 1 has the columns' names
+    table = csv.DictReader(read_text(tables[0]).splitlines(), restval="")
+    needed = ("video", "question", "answer", "type", *OPTIONS)
+    check(table.fieldnames or [], needed, f"{tables[0]} has the columns")
+    chosen = draw(list(enumerate(table, 2)), n, seed)  # line 1 has the columns' names
     return [_clip(row, f"{tables[0].name}, line {line}", folder / "frames", n_frames) for line, row in chosen]
 
 
 def _clip(row: dict[str, str], where: str, folder: Path, n_frames: int) -> Clip:
-    options = tuple((row[name] or "").strip() for name in OPTIONS)
+    options = tuple(row[name].strip() for name in OPTIONS)
     answer = _option(row["answer"], f"{where}: answer")
     if not any(text for i, text in enumerate(options) if i != answer):
         raise ValueError(f"{where}: the item has no wrong option, only {options[answer]!r}")
@@ -81,7 +78,7 @@ def _clip(row: dict[str, str], where: str, folder: Path, n_frames: int) -> Clip:
     if len(set(options)) < len(options):
         raise ValueError(f"{where}: two of its options are the same: {', '.join(options)}")
     misleading = None
-    if given := (row.get("misleading") or "").strip():
+    if given := row.get("misleading", "").strip():
         misleading = _option(given, f"{where}: misleading")
         if misleading == answer:
             raise ValueError(f"{where}: misleading={given} is the right option, and has to be a wrong one")
@@ -96,7 +93,7 @@ def _clip(row: dict[str, str], where: str, folder: Path, n_frames: int) -> Clip:
 
 def _option(text: str, where: str) -> int:
     """An option's index."""
-    if (text or "").strip() not in map(str, range(len(OPTIONS))):
+    if text.strip() not in map(str, range(len(OPTIONS))):
         raise ValueError(f"{where}={text!r} is no option: expected its index, 0 to {len(OPTIONS) - 1}")
     return int(text)
 
