@@ -27,7 +27,7 @@ YES_NO = ("yes", "no")
 UNSURE = ("not sure", "it cannot be told")
 """What is offered beside yes and no."""
 _FORMS = ("how many", "how much", "what", "which", "where", "how", "when", "who", "why")
-_LETTERS = "ABCD"
+_LETTERS = ("A", "B", "C", "D")
 BENCHMARK_COLUMNS = (
     *("id", "dataset", "image_path", "question", "correct_answer", "question_type"),
     *(f"option_{letter.lower()}" for letter in _LETTERS),
