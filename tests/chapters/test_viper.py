@@ -260,12 +260,12 @@ def test_letters_are_those_of_the_next_token_and_the_parser_agrees_where_a_lette
     assert set(parsed.answer) <= {-1, 0, 1, 2, 3}
 
 
-def test_a_reply_that_cannot_be_read_is_no_flip() -> None:
+def test_a_reply_that_cannot_be_read_does_not_keep_the_answer_in_any_stage() -> None:
     log_p = np.zeros((3, 4))
     first = m.Reply(log_p, np.array([0, 1, 2]))
     after = {"x": m.Reply(log_p, np.array([-1, 3, 0]))}
     of = m.Study(first, np.array([True, True, False]), np.zeros(3, int), after)
-    assert of.flips(["x"]).tolist() == [[False], [True]]
+    assert of.flips(["x"]).tolist() == [[True], [True]]
 
 
 def test_stages_follow_one_another_on_the_same_items(session: object) -> None:
