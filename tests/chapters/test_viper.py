@@ -387,7 +387,10 @@ def test_the_benchmarks_file_is_read_by_its_path_and_its_defects_stand_in_the_ro
         ({"model": "scenes-vlm"}, "model='scenes-vlm', data='scans': scans are for scan-vlm organisms"),
         ({"rho": 0.5}, "rho=0.5: expected one of 0.25, 0.7, 0.9"),
         ({"data": "photographs", "folder": "/nowhere"}, "/nowhere has neither test.json"),
-        ({"data": "photographs", "folder": "FOLDER"}, "40 items, n_items and n_held_out ask for 182"),
+        (
+            {"data": "photographs", "folder": "FOLDER", "n_items": 99},
+            "40 items, n_items and n_held_out ask for 141",
+        ),
     ],
 )
 def test_bad_parameters_are_refused_in_words(
