@@ -4,6 +4,7 @@ import io
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
 import hub_models
 import numpy as np
@@ -304,6 +305,103 @@ def test_groups_of_tokens_share_the_attention_out_and_even_attention_is_one(
     }
     for name, count in counts.items():
         np.testing.assert_allclose(even[name][:, 0, 0], count / n_tokens, atol=1e-5)
+
+
+# A listener of known behaviour in the organisms' place
+
+
+class Listener:
+    """Answers by Bayes' rule from a first distribution of its own, which the image decides.
+
+    It weighs a remark by the reliability of its model's name; less where the question stands once more,
+    and least behind an exact copy, so that the filter is better; it copies every question exactly.
+    """
+
+    def __init__(self, seed: int, n: int) -> None:
+        items = m.draw_scans(n, seed)
+        self.stems = m.scan_language(items).stems
+        pairs = zip(self.stems, items.images, items.right, strict=True)
+        self.truth = {(stem, image.tobytes()): int(right) for stem, image, right in pairs}
+
+    def prior(self, stem: str, image: np.ndarray) -> np.ndarray:
+        """What it believes of a question and an image."""
+        rng = RNG([len(stem), *stem.encode()[-40:], *image.tobytes()[:300:3]])
+        own = self.truth.get((stem, image.tobytes()), -1)
+        return log_softmax(rng.normal(size=4) + 2.0 * (np.arange(4) == own))
+
+    def next_logprobs(
+        self, subject: Subject, texts: list[str], images: list[np.ndarray] | None, *, batch_size: int
+    ) -> torch.Tensor:
+        """In place of `lib.generate.next_logprobs`."""
+        found = torch.full((len(texts), len(users.VOCABULARY)), -50.0)
+        for row, text, image in zip(found, texts, images, strict=True):
+            inner = text.removeprefix("viper ; ")
+            stem = next(stem for stem in self.stems if inner.startswith(stem))
+            log_p, said = self.prior(stem, image), inner.partition("you previously chose ")[2]
+            weight = (0.5 if text.startswith("viper") else 0.75) if stem in said else 1.0
+            rho = int(subject.name[-2:]) / 100
+            is_it = np.arange(4) == "abcd".index(said[0]) if said else None
+            if "feel it is" in said:
+                named = np.arange(4) == "abcd".index(said.partition("feel it is ")[2][0])
+                log_p = log_p + weight * np.log(np.where(named, rho, (1 - rho) / 3))
+            elif said[2:].lstrip("; ").replace("answer", "").replace("copy", "").replace(stem, "").strip():
+                log_p = log_p + weight * np.log(1 - np.where(is_it, rho, (1 - rho) / 3))
+            row[users.WORD["a"] : users.WORD["a"] + 4] = torch.tensor(log_p).float()
+        return found
+
+    def generate(self, subject: Subject, texts: list[str], images: object, **how: int) -> object:
+        """In place of `lib.generate.generate`: a copy of the question, or the likeliest letter."""
+        if texts[0].endswith("copy"):
+            inner = [text.partition(" ; ")[2] for text in texts]
+            copied = [next(stem for stem in self.stems if text.startswith(stem)) for text in inner]
+            return SimpleNamespace(texts=[f"{stem} answer b" for stem in copied])
+        log_p = self.next_logprobs(subject, texts, images, batch_size=1)
+        return SimpleNamespace(texts=[users.VOCABULARY[i] for i in log_p.argmax(1).tolist()])
+
+
+def test_of_a_listener_of_known_behaviour_the_chapter_finds_just_that(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "n_items": 84,
+        "n_held_out": 14,
+        "n_boot": 100,
+        "batch_size": 98,
+        "pressures": [*users.PRESSURES],
+    }
+    listener = Listener(0, 98)
+
+    def load(name: str, **how: object) -> Subject:
+        made = Subject(subject.model, subject.processor)
+        made.name = name
+        return made
+
+    monkeypatch.setattr("lib.models.load", load)
+    monkeypatch.setattr("lib.organisms.seeds_of", lambda name: [name])
+    monkeypatch.setattr("lib.generate.next_logprobs", listener.next_logprobs)
+    monkeypatch.setattr("lib.generate.generate", listener.generate)
+    run = hub_models.run_chapter("viper", "smoke", monkeypatch, **given)
+    row = {n: run.records[f"viper.{n}"] for n in range(1, 13)}
+    assert row[1].estimate.low > 20
+    assert row[1].null.value == 0  # a blind user's words are worth nothing
+    assert row[4].verdict == "holds"  # an objection weighs the same whatever is seen
+    assert row[4].estimate.value == pytest.approx(100, abs=15)
+    assert row[4].null.value == pytest.approx(0, abs=1e-6)
+    assert row[5].verdict == "holds"  # it gives the remark less weight behind a copy
+    assert row[5].null.value < 0 < row[5].estimate.low  # and none to a copy of anything else
+    assert row[8].estimate.value == 0 or row[8].estimate.low <= 0  # it takes an order for an objection
+    assert row[9].estimate.value > 90  # what flips under a suggestion flips to it
+    assert row[9].null.value < 60
+    assert row[10].estimate.value == 0  # all copies are exact
+    assert row[11].estimate.value > 0  # less weight is less uptake, too
+    assert row[11].null.value == 0
+    assert row[12].estimate.value == pytest.approx(0, abs=1e-9)  # it is the ideal listener
+    bars = run.names["bars"]
+    assert bars["two-call", "held out"][1].value == 100  # a filter that copies exactly is the oracle cut
+    assert bars["none", "held out"][0].value == 0
+    assert run.names["n_cut"] == len(users.PRESSURES)
+    plane = run.names["plane"]
+    assert plane["ideal listener"][0].value == pytest.approx(plane["none"][0].value)
 
 
 # Real classes and real sets
