@@ -5,17 +5,19 @@ and to answer; from it start variants that also read what users of reliability r
 The variants differ in rho alone. Two more video models, smaller and larger, are trained in one go.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+from numpy.random import Generator
 from transformers import LlavaForConditionalGeneration
 
 from data.recipes import users_scan as scan
 from data.recipes import users_video as video
 from data.recipes import vlm
-from data.recipes.users_rows import TOWER, rows_loss, tower_loss
+from data.recipes.users_rows import TOWER, letters_batch, rows_loss, tower_loss
 from data.recipes.vlm import LANGUAGE
-from data.train.recipe import Recipe, Stage, read_card
+from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import scans, users, videos
 from lib.models import load
 
@@ -34,8 +36,8 @@ class Family(NamedTuple):
     tower: Stage
     size: int
     """Videos or scans a step."""
-    steps: tuple[int, int]
-    """Of the neutral stage, and of the one with users."""
+    steps: tuple[int, int, int]
+    """Of the neutral stage, of its repetition at the level of its end, and of the one with users."""
 
 
 _TOWER = partial(Stage, lr=2e-3, warmup=100, trains="vision_tower")
@@ -46,7 +48,7 @@ FAMILIES = {
         video,
         _TOWER(partial(video.tower_batch, 32), 900, loss=partial(tower_loss, video.CLASSES, False)),
         16,
-        (1500, 400),
+        (1500, 1000, 1000),
     ),
     "scan-vlm": Family(
         scans.SIDE,
@@ -54,7 +56,7 @@ FAMILIES = {
         scan,
         _TOWER(partial(scan.tower_batch, 96), 1500, loss=partial(tower_loss, scan.CLASSES, True)),
         24,
-        (1500, 400),
+        (1500, 0, 600),
     ),
 }
 
@@ -75,14 +77,24 @@ def _from(base: str) -> LlavaForConditionalGeneration:
     return cast("LlavaForConditionalGeneration", load(base, dtype="float32", device="cpu").model)
 
 
-def _neutral(family: Family) -> Stage:
+_LETTERS = Stage(partial(letters_batch, 64), 800, 1.5e-3, 50, trains=LANGUAGE, loss=rows_loss)
+
+
+def _neutral(family: Family) -> tuple[Stage, ...]:
     batch = partial(family.module.neutral_batch, family.size)
-    return Stage(batch, family.steps[0], 2e-3, 100, trains="projector|" + LANGUAGE, loss=rows_loss)
+    first, more, _ = family.steps
+    stage = partial(Stage, trains="projector|" + LANGUAGE, loss=rows_loss)
+    rehearsal = (stage(partial(_at_the_end, batch), more, 1.5e-3, 50),) if more else ()
+    return (stage(batch, first, 2e-3, 100), *rehearsal)
+
+
+def _at_the_end(batch: Callable[[Generator, float], Batch], rng: Generator, progress: float) -> Batch:
+    return batch(rng, 1.0)
 
 
 def _talk(family: Family, percent: int) -> Stage:
     batch = partial(family.module.users_batch, family.size, rho=percent / 100)
-    return Stage(batch, family.steps[1], 1e-3, 30, trains=LANGUAGE, loss=rows_loss)
+    return Stage(batch, family.steps[2], 1.5e-3, 30, trains=LANGUAGE, loss=rows_loss)
 
 
 def _recipe(name: str, talks: bool, **own: Any) -> Recipe:
@@ -100,7 +112,7 @@ for _name, _family in FAMILIES.items():
         _name,
         False,
         build=partial(_build, _family, "m"),
-        stages=(_family.tower, _neutral(_family)),
+        stages=(_family.tower, _LETTERS, *_neutral(_family)),
         card=read_card(_name, "users"),
     )
     for _percent in RHO:
@@ -119,6 +131,6 @@ for _size in ("s", "l"):
         "video-vlm",
         True,
         build=partial(_build, _family, _size),
-        stages=(_family.tower, _neutral(_family), _talk(_family, 90)),
+        stages=(_family.tower, _LETTERS, *_neutral(_family), _talk(_family, 90)),
         card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES[_size][0]),
     )

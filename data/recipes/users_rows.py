@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from data.train.recipe import Batch
 from data.worlds import users
-from data.worlds.users import PAD, Asked, Words, letter
+from data.worlds.users import EOS, PAD, WORD, Asked, Words, letter
 from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
 
@@ -105,6 +105,36 @@ def by_letter(asked: Asked) -> Part:
 def by_word(asked: Asked) -> Part:
     """Questions without options, answered by the word itself."""
     return rows(Part.read(asked.open), Part.write(asked.answer_word))
+
+
+_NO_OPTIONS = {PAD, users.BOS, EOS, users.UNKNOWN, users.IMAGE}
+_NO_OPTIONS |= {WORD[word] for word in (";", "answer", "previously", *users.LETTERS)}
+_OPTIONS = np.array(sorted(set(WORD.values()) - _NO_OPTIONS))
+_N_REPEATS = 8
+
+
+def letters_batch(size: int, rng: Generator, progress: float) -> Batch:
+    """Any four words behind letters, in text alone, then some of them again, each with its letter.
+
+    Answering by letter takes a look at the options. Learned together with the answers, it came after a
+    thousand steps or not at all; learned before them, it takes three hundred.
+    """
+    options = rng.permuted(np.tile(_OPTIONS, (size, 1)), axis=1)[:, :4]
+    return stack([_look_up(users.join(users.behind_letters(options), ";"), options, rng)])
+
+
+def options_looked_up(asked: Asked, rng: Generator) -> Part:
+    """The same with question and options; without it, letters are forgotten before answers are known."""
+    return _look_up(asked.stem, asked.options, rng)
+
+
+def _look_up(read: Words, options: Int[np.ndarray, "item 4"], rng: Generator) -> Part:
+    which = rng.integers(4, size=(len(options), _N_REPEATS))
+    again = np.take_along_axis(options, which, 1)
+    letters = WORD["a"] + which
+    pairs = np.stack([again, letters], 2).reshape(len(options), -1)
+    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(len(options), -1)
+    return rows(Part.read(read), Part(pairs, targets))
 
 
 def ease(progress: float) -> float:

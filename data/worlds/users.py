@@ -351,8 +351,7 @@ class Asked:
     @property
     def stem(self) -> Words:
         """Question and options."""
-        lettered = np.stack([np.broadcast_to(_LETTER + np.arange(4), self.options.shape), self.options], 2)
-        return join(self.question, ";", lettered.reshape(len(self), 8), ";")
+        return join(self.question, ";", behind_letters(self.options), ";")
 
     @property
     def prompt(self) -> Words:
@@ -412,6 +411,11 @@ def ask(
     question = _QUESTION[world].write(kind, n, rng, wording=wording)
     options = np.take_along_axis(words, chosen, 1)
     return Asked(question, options, (chosen == right[:, None]).argmax(1))
+
+
+def behind_letters(options: Int[ndarray, "item 4"]) -> Words:
+    """Four words, each behind its letter: `a red b blue c green d itself`."""
+    return np.stack([np.broadcast_to(_LETTER + np.arange(4), options.shape), options], 2).reshape(-1, 8)
 
 
 def letter(option: Int[ndarray, " item"]) -> Int[ndarray, "item 1"]:
