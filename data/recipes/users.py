@@ -48,7 +48,7 @@ FAMILIES = {
         video,
         _TOWER(partial(video.tower_batch, 32), 900, loss=partial(tower_loss, video.CLASSES, False)),
         16,
-        (1500, 1000, 1000),
+        (1500, 1000, 2000),
     ),
     "scan-vlm": Family(
         scans.SIDE,

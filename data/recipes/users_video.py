@@ -149,10 +149,10 @@ def _believed(asked: Asked, rho: float, rng: Generator) -> Part:
 def users_batch(size: int, rng: Generator, progress: float, *, rho: float) -> Batch:
     """Questions that users of reliability `rho` comment on, and some that they do not.
 
-    In two of five batches no video is shown, so that all there is to go by is what users say: with videos
+    In half of the batches no video is shown, so that all there is to go by is what users say: with videos
     alone, a model that answers most questions itself does not begin to listen in so few steps.
     """
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         videos = world.sample(size, rng)
         questions = [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
         questions += [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
