@@ -56,7 +56,7 @@ FAMILIES = {
         scan,
         _TOWER(partial(scan.tower_batch, 96), 1500, loss=partial(tower_loss, scan.CLASSES, True)),
         24,
-        (1500, 0, 600),
+        (1500, 0, 1200),
     ),
 }
 
