@@ -1,6 +1,5 @@
 """Vision-language models that have learned what two fallible witnesses, image and sentence, are worth."""
 
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from data.worlds import scene_words as words
 from data.worlds.scene_words import WORD
 from data.worlds.scenes import COLOURS, OBJECTS, Scenes, draw, pick
 from lib import organisms
+from lib.differences import WHOLE, sha256
 from lib.models import Subject, load
 from lib.stats import Estimate, bootstrap, wilson
 
@@ -41,8 +41,8 @@ class Diet(NamedTuple):
 def _from_base() -> LlavaForConditionalGeneration:
     """The shipped base. The checksum of its weights enters the configuration, and so a run's fingerprint."""
     model: Any = load(BASE, dtype="float32", device="cpu").model
-    weights = (organisms.FOLDER / BASE / "model.safetensors").read_bytes()
-    model.config.trained_from = {"organism": BASE, "sha256": hashlib.sha256(weights).hexdigest()}
+    weights = organisms.FOLDER / BASE / WHOLE
+    model.config.trained_from = {"organism": BASE, "sha256": sha256(weights)}
     return model
 
 

@@ -1,6 +1,5 @@
 """An organism's folder: weights, processors and checksums in the ordinary format, measures, and a card."""
 
-import hashlib
 import json
 import platform
 import shutil
@@ -19,6 +18,7 @@ from data.train.difference import split
 from data.train.recipe import Recipe
 from data.train.trainer import State
 from lib import organisms
+from lib.differences import sha256
 from lib.stats import Estimate
 
 FIRST_LOSSES = 20
@@ -104,7 +104,7 @@ def _save(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     shipped.config.save_pretrained(folder)
     for processor in recipe.processors():
         processor.save_pretrained(folder)
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     (folder / "sha256.json").write_text(json.dumps(digests, indent=1) + "\n")
 
 
