@@ -11,17 +11,16 @@ set of the hub comes into a folder by
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.random import Generator
 from PIL import Image
 
 from data.sets.files import check, decode, draw, read_table, read_text
-from data.sets.questions import MultipleChoice
+from data.sets.questions import MultipleChoice, four_options
 
 YES_NO = ("yes", "no")
 UNSURE = ("not sure", "it cannot be told")
@@ -51,31 +50,6 @@ def question_kind(question: str, answer: str, kind: str = "") -> str:
         return "yes/no"
     begins = question.strip().casefold()
     return kind or next((form for form in _FORMS if begins.startswith(form)), "other")
-
-
-def four_options(answer: str, others: Collection[str], rng: Generator) -> tuple[tuple[str, ...], int]:
-    """The answer and three others in any order, none twice up to case; and where the answer is.
-
-    Args:
-        answer: the right option.
-        others: answers to questions of the same kind, from which the wrong options are drawn.
-        rng: the source of chance.
-
-    Raises:
-        ValueError: the answer is empty, or there are fewer than three others.
-    """
-    if not (right := answer.strip()):
-        raise ValueError("an item's answer is empty: leave it out")
-    distinct = {other.strip().casefold(): other.strip() for other in sorted(others)}
-    wrong = [other for key, other in distinct.items() if key not in ("", right.casefold())]
-    if len(wrong) < 3:
-        raise ValueError(
-            f"answer {right!r}: {1 + len(wrong)} distinct options up to case ({', '.join([right, *wrong])}), "
-            "and an item needs four: take a kind of question with more answers"
-        )
-    options = [right, *(wrong[i] for i in rng.choice(len(wrong), 3, replace=False))]
-    order = rng.permutation(4)
-    return tuple(options[i] for i in order), int(np.argmin(order))
 
 
 def medical(

@@ -173,7 +173,7 @@ def test_videos_come_with_the_frames_that_show_the_answer() -> None:
 
 
 def test_too_few_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(m, "choices", lambda *_, **__: [Choice("?", ("a", "b"), 0)] * 3)
+    monkeypatch.setattr(m, "facts", lambda *_, **__: [Choice("?", ("a", "b"), 0)] * 3)
     with pytest.raises(ValueError, match="facts has 3 questions; n_items, n_pairs and n_held add up to 9"):
         m.draw_items("facts", "", 9, 8, [0.1], 0)
 

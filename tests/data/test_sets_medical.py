@@ -16,9 +16,9 @@ from data.sets.medical import (
     benchmark,
     benchmark_table,
     defects,
-    four_options,
     medical,
 )
+from data.sets.questions import four_options
 
 RNG = np.random.default_rng
 PLACES = ["liver", "Lung", "heart", "lung", "spleen"]
