@@ -56,8 +56,8 @@ BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
     page = BeautifulSoup(html, "html.parser")
-    # Not what other runs of a claim measured, and of long tables the names of the rows only: that is much text
-    # in which nobody searches, and every visitor of the search loads all of it.
+    # Not what other runs of a claim measured, and of long tables the names of the rows only: that is much
+    # text in which nobody searches, and every visitor of the search loads all of it.
     long = ".wp-claim .wp-other-run, .architectures td, .board td + td, .card td + td"
     left_out = f"script, style, annotation, button, svg, summary, .headerlink, {long}"
     for element in page.select(left_out):
