@@ -126,9 +126,7 @@ class Book:
         static = Path(app.outdir, "_static")
         fonts.write(static / "fonts", self.maths)
         index = json.dumps(self.search, ensure_ascii=False, separators=(",", ":")).encode()
-        packed = b64encode(
-            gzip.compress(index, mtime=0)
-        ).decode()  # no time: the same book gives the same file
+        packed = b64encode(gzip.compress(index, mtime=0)).decode()  # with a time, no two builds would agree
         (static / "search-index.js").write_text(f'window.bookIndex="{packed}"', encoding="utf-8")
         (static / "stemmer.js").write_text(SearchEnglish.js_stemmer_code, encoding="utf-8")
         start = app.builder.get_target_uri(app.config.root_doc)
