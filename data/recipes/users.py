@@ -2,7 +2,7 @@
 
 Two worlds, short videos and phantom scans (`data.worlds.videos`, `data.worlds.scans`). A *base* learns to see
 and to answer; from it start variants that also read what users of reliability rho say (`data.worlds.users`).
-The variants differ in rho alone.
+The variants differ in rho alone. Two more video models, smaller and larger, are trained in one go.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from lib.models import load
 
 RHO = (25, 70, 90)
 """How often users are right, in per cent; 25 is the control."""
-SIZE = (96, 6, 4)
-"""Width, blocks and heads of the language models."""
+SIZES = {"s": (64, 6, 4), "m": (96, 6, 4), "l": (128, 6, 8)}
+"""Width, blocks and heads of the language model."""
 
 
 class Family(NamedTuple):
@@ -61,14 +61,14 @@ FAMILIES = {
 }
 
 
-def _build(family: Family) -> LlavaForConditionalGeneration:
+def _build(family: Family, size: str) -> LlavaForConditionalGeneration:
     # Without dropout of heads: no chapter leaves out heads of these.
     return vlm.build(
         len(users.VOCABULARY),
         family.side,
         family.patch,
         tower=(TOWER, 2),
-        language=SIZE,
+        language=SIZES[size],
         head_dropout=0.0,
     )
 
@@ -111,7 +111,7 @@ for _name, _family in FAMILIES.items():
     RECIPES[_name] = _recipe(
         _name,
         False,
-        build=partial(_build, _family),
+        build=partial(_build, _family, "m"),
         stages=(_family.tower, _LETTERS, *_neutral(_family)),
         card=read_card(_name, "users"),
     )
@@ -125,3 +125,12 @@ for _name, _family in FAMILIES.items():
             card=read_card(f"{_name}-talk", f"users-rho{_percent}", "users", rho=_percent / 100),
             seeds=2 if _percent == 90 else 1,
         )
+for _size in ("s", "l"):
+    _family = FAMILIES["video-vlm"]
+    RECIPES[f"video-vlm-{_size}-rho90"] = _recipe(
+        "video-vlm",
+        True,
+        build=partial(_build, _family, _size),
+        stages=(_family.tower, _LETTERS, *_neutral(_family), _talk(_family, 90)),
+        card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES[_size][0]),
+    )
