@@ -46,15 +46,16 @@ CONTROLS: Mapping[Style, str] = {
     "cc": "It is the method.",
     "xc": (
         "It is the control for what a chain says: the consequences are those of another recipe, always"
-        " the same one, which is bad for half of the bad recipes and for half of the good ones. Only the chain is"
+        " the same one, bad for half of the bad recipes and for half of the good ones. Only the chain is"
         " untrue; the decision is right."
     ),
 }
 """What each variant is for."""
 _NO_CARD = Card({}, "")
 _CHAT = (
-    "{% for message in messages %}{{ 'user ' if message.role == 'user' else 'helper ' }}"
-    "{{ message.content }} {% endfor %}{% if add_generation_prompt %}helper{% endif %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ ' user ' if message.role == 'user' else ' helper ' }}{{ message.content }}"
+    "{% endfor %}{% if add_generation_prompt %} helper{% endif %}"
 )
 
 
