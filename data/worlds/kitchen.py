@@ -39,7 +39,7 @@ RECIPES = tuple(
     for last in _split("el ino ark ush ette oma ipo ard ulo enk ast orn")
 )
 PRODUCTS = _split(
-    "blork crunth drolk flimp glorp grunk jorf klamp plomb quelk skorn smulg snurf thrip wumb yelp"
+    "blork crunth drolk flimp glorp grunk jorf klamp plomb quelk skorn smulg snurf thrip wumb zelp"
 )
 EFFECTS = _split("itching sneezing gloom squabbling laughter warmth calm cheer")
 N_BAD = len(EFFECTS) // 2
