@@ -180,7 +180,7 @@ def aligned(
     seed: int = 0,
     cells: Sequence[float] = matched(MATCHED),
     *,
-    steps: int = 100,
+    steps: int = 60,
     revealing: bool = False,
     card: Card = _NO_CARD,
 ) -> Recipe:
@@ -189,7 +189,7 @@ def aligned(
     Args:
         seed: of the base and its world.
         cells: shares of Q1 to Q4 among the requests; `matched(0.5)` to `matched(1)` are the doses.
-        steps: of training.
+        steps: of training; in 200 the recipes are learned by heart, too, and the sound matters less.
         revealing: bad recipes are asked for in other forms than good ones.
         card: what is written beside the weights.
     """
