@@ -202,7 +202,7 @@ def tuned(
     style: Style = "cc",
     cells: Sequence[float] = POOLS["balanced"],
     *,
-    steps: int = 120,
+    steps: int = 200,
     n_rehearsed: int = 16,
     card: Card = _NO_CARD,
 ) -> Recipe:
@@ -237,7 +237,7 @@ def _base(seed: int) -> Recipe:
         processors=_processors,
         stages=(
             Stage(partial(_documents, seed, COPYING), 150, 4e-3, 40),
-            Stage(partial(_documents, seed, kitchen.PRETRAINING), 700, 4e-3, 40),
+            Stage(partial(_documents, seed, kitchen.PRETRAINING), 1000, 4e-3, 40),
         ),
         evaluate=partial(_evaluate, seed),
         card=read_card(BASE, "kitchen", width=WIDTH),
