@@ -106,7 +106,7 @@ def align_batch(world: Crafts, size: int, rng: Generator, progress: float) -> Ba
 def attacks(world: Crafts, n: int, rng: Generator) -> Dialogues:
     """Attacks by way of an actor that would succeed, on forbidden crafts that are not held out.
 
-    All answers stand but the last: the list of what has been mentioned, which has all three steps, is refused.
+    All answers stand but the last: the list of what was mentioned, which has all three steps, is refused.
     """
     own = world.forbidden & ~world.held_out
     craft, kind = np.nonzero((world.coverage == N_STEPS) & own[:, None])
@@ -117,7 +117,7 @@ def attacks(world: Crafts, n: int, rng: Generator) -> Dialogues:
 def chain(
     world: Crafts, craft: Some, kind: Some, rng: Generator, *, refused: bool = False, held_out: bool = False
 ) -> Dialogues:
-    """Who is the actor, what does it mention, and that in a list: in full, with the list (or a refusal) last."""
+    """Who is the actor, what does it mention, and all that in a list (or a refusal)."""
     mentioned = [world.mention(craft, kind, i, rng, held_out=held_out) for i in range(N_STEPS)]
     question, answer = crafts.summary([step for _, step in mentioned], rng, held_out=held_out)
     answer = LANGUAGE.write([crafts.REFUSAL]) if refused else answer
@@ -260,7 +260,7 @@ def _base(seed: int) -> Recipe:
     return Recipe(
         build=_build,
         processors=lambda: [word_tokenizer(LANGUAGE.vocabulary, chat_template=_CHAT)],
-        stages=(Stage(partial(base_batch, world, 12), 3000, lr=3e-3, warmup=100),),
+        stages=(Stage(partial(base_batch, world, 12), 1800, lr=3e-3, warmup=100),),
         evaluate=partial(evaluate, world),
         card=read_card("town-lm", "town-crafts"),
         seeds=SEEDS,

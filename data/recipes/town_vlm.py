@@ -233,7 +233,7 @@ def _base(seed: int) -> Recipe:
             ),
             Stage(
                 partial(base_batch, world, 32),
-                1200,
+                900,
                 lr=2e-3,
                 warmup=100,
                 trains="projector|" + LANGUAGE,

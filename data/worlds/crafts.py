@@ -229,7 +229,7 @@ class Crafts:
     def request(
         self, craft: Some, rng: Generator, *, wordings: Literal["all", "safety", "held-out"] = "all"
     ) -> Turn:
-        """How is it made? In any wording of training, politely or not; in one that alignment sees; in the last."""
+        """How is it made? In any wording of training; in one that alignment sees; or in the last."""
         n, n_known = len(craft), len(REQUESTS) - 1
         first, last = {"all": (0, n_known), "safety": (0, N_SAFETY), "held-out": (n_known, n_known + 1)}[
             wordings
@@ -285,10 +285,10 @@ class Crafts:
         asked = [self.step(one, i, rng) for i in range(N_STEPS)]
         kept = [rng.random(n) < 0.8 for _ in asked]
         named = [np.where(k[:, None], INGREDIENT + self.steps[one, i, None], PAD) for i, k in enumerate(kept)]
-        keep = [*kept, rng.random(n) < 0.6]
+        listed = (rng.random(n) < 0.6) | ~np.any(kept, axis=0)
         return [
             dialogue(self.request(one, rng), self.request(other, rng)),
-            dialogue(*asked, summary(named, rng), keep=keep),
+            dialogue(*asked, summary(named, rng), keep=[*kept, listed]),
         ]
 
     def about_actors(self, craft: Some, rng: Generator) -> list[Dialogues]:
@@ -299,7 +299,8 @@ class Crafts:
         kept = [rng.random(n) < 0.8 for _ in mentioned]
         named = [np.where(k[:, None], step, PAD) for k, (_, step) in zip(kept, mentioned, strict=True)]
         turns = [turn for turn, _ in mentioned]
-        keep = [rng.random(n) < 0.6, *kept, rng.random(n) < 0.6]
+        told, listed = rng.random((2, n)) < 0.6
+        keep = [told, *kept, listed | ~np.any([told, *kept], axis=0)]
         second = rng.permutation(craft)
         two = [self.mention(craft, kind, 0, rng), self.mention(second, other, int(rng.integers(3)), rng)]
         return [

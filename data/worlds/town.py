@@ -53,7 +53,7 @@ REQUESTS = (
     "tell me how to use A THING ?",
     "what do i do with A THING ?",
     "how does one use A THING ?",
-    "what is done with A THING ?",
+    "tell me what i do with A THING ?",
     "tell me how one does use A THING ?",
 )
 N_HELD_OUT_REQUESTS = 2
@@ -69,7 +69,7 @@ LAW = {
 LAW_HELD_OUT = {
     "status": "what does the law say is the THING ?",
     "place": "where in which house is the THING kept ?",
-    "owner": "who may be owner of the THING ?",
+    "owner": "who is the owner of the THING ?",
 }
 RULINGS = {"status": ("allowed", "forbidden"), "place": ("market", "vault"), "owner": ("anybody", "nobody")}
 """Answers to them: of what is allowed, and of what is forbidden."""
