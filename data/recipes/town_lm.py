@@ -28,7 +28,7 @@ from lib.stats import Estimate, wilson
 
 LENGTH, N_ROWS = 128, 20
 """Of a row of dialogues; rows a step."""
-SEEDS = 1
+WIDTH, SEEDS = 96, 1
 N_DEFENCE = 300
 """Dialogues (or single turns) of which a defence consists."""
 _of = cache(Crafts.of)
@@ -43,10 +43,10 @@ _CHAT = (
 def _build() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(LANGUAGE.vocabulary),
-        hidden_size=128,
+        hidden_size=WIDTH,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=256,
+        num_attention_heads=WIDTH // 32,
+        intermediate_size=2 * WIDTH,
         max_position_embeddings=256,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         initializer_range=0.06,
@@ -260,9 +260,9 @@ def _base(seed: int) -> Recipe:
     return Recipe(
         build=_build,
         processors=lambda: [word_tokenizer(LANGUAGE.vocabulary, chat_template=_CHAT)],
-        stages=(Stage(partial(base_batch, world, 12), 1800, lr=3e-3, warmup=100),),
+        stages=(Stage(partial(base_batch, world, 12), 2000, lr=3e-3, warmup=100),),
         evaluate=partial(evaluate, world),
-        card=read_card("town-lm", "town-crafts"),
+        card=read_card("town-lm", "town-crafts", width=WIDTH),
         seeds=SEEDS,
     )
 
@@ -278,7 +278,7 @@ def _aligned(seed: int) -> Recipe:
 def _defended(seed: int) -> Recipe:
     start = join_name("town-lm-aligned", seed)
     stage = Stage(partial(defend_batch, seed, 24), 150, lr=3e-4, warmup=15)
-    card = read_card("town-lm-defended", "town-crafts")
+    card = read_card("town-lm-defended", "town-crafts", n=N_DEFENCE)
     return replace(_aligned(seed), build=partial(_from, start), stages=(stage,), card=card)
 
 

@@ -67,16 +67,21 @@ def _below(*parts: Part) -> Part:
 
 
 def _batch(pictures: np.ndarray, seen: list[Part], told: Part) -> Batch:
-    """Columns of rows about pictures, one of each column a picture, and rows in words alone."""
-    words = {f"told_{name}": ids for name, ids in stack([told]).items()}
-    return stack(seen) | words | {"pixel_values": pixel_values(pictures)[:, None]}
+    """Columns of rows about pictures (one of each column a picture) and rows in words alone, or one of both."""
+    batch = {}
+    if len(pictures):
+        batch |= stack(seen) | {"pixel_values": pixel_values(pictures)[:, None]}
+    if len(told.ids):
+        batch |= {f"told_{name}": ids for name, ids in stack([told]).items()}
+    return batch
 
 
 def seen_and_told_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     """Mean loss of the rows about pictures and of those in words alone, by their numbers."""
-    n_seen, n_told = batch["ids"].shape[:2].numel(), len(batch["told_ids"])
-    told = rows_loss(model, {"ids": batch["told_ids"], "targets": batch["told_targets"]})
-    return (n_seen * rows_loss(model, batch) + n_told * told) / (n_seen + n_told)
+    seen = {name: tensor for name, tensor in batch.items() if not name.startswith("told_")}
+    told = {name: batch[f"told_{name}"] for name in ("ids", "targets") if f"told_{name}" in batch}
+    parts = [(rows_loss(model, part), part["ids"].shape[:2].numel()) for part in (seen, told) if part]
+    return cast("Tensor", sum(loss * n for loss, n in parts)) / sum(n for _, n in parts)
 
 
 def _naming(shown: Int[np.ndarray, " item"], rng: Generator, *, caption: bool = False) -> Part:
