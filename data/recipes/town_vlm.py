@@ -67,8 +67,8 @@ def _below(*parts: Part) -> Part:
 
 
 def _batch(pictures: np.ndarray, seen: list[Part], told: Part) -> Batch:
-    """Columns of rows about pictures (one of each column a picture) and rows in words alone, or one of both."""
-    batch = {}
+    """Columns of rows about pictures, a row of each to a picture, and rows in words alone; or one of both."""
+    batch: Batch = {}
     if len(pictures):
         batch |= stack(seen) | {"pixel_values": pixel_values(pictures)[:, None]}
     if len(told.ids):

@@ -19,7 +19,7 @@ training.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -151,19 +151,17 @@ def dialogue(*turns: Turn, keep: Sequence[Bool[ndarray, " item"] | None] = ()) -
     """Turns behind one another; where `keep` has something for a turn, only some items have it."""
     user, assistant, end = (LANGUAGE.ids([word])[None] for word in (USER, ASSISTANT, "<eos>"))
     n = max(len(part) for turn in turns for part in turn)
-    ids, answers = [np.full((n, 1), BOS)], [np.zeros((n, 1), bool)]
-    for i, (question, answer) in enumerate(turns):
-        asked, answered = join(user, question, assistant), join(answer, end)
-        for part, is_answer in ((asked, False), (answered, True)):
-            part = np.broadcast_to(part, (n, part.shape[1]))
-            if i < len(keep) and keep[i] is not None:
-                part = np.where(np.reshape(keep[i], (-1, 1)), part, PAD)
-            ids.append(part)
-            answers.append(np.full(part.shape, is_answer))
-    joined, is_answer = np.hstack(ids), np.hstack(answers)
+    ids, targets = [np.full((n, 1), BOS)], [np.full((n, 1), PAD)]
+    for (question, answer), kept in zip_longest(turns, keep):
+        parts = join(user, question, assistant), join(answer, end)
+        for part, is_answer in zip(parts, (False, True), strict=True):
+            own = np.where(np.reshape(True if kept is None else kept, (-1, 1)), part, PAD)
+            own = np.broadcast_to(own, (n, own.shape[1]))
+            ids.append(own)
+            targets.append(own if is_answer else np.full_like(own, PAD))
+    joined = np.hstack(ids)
     order = np.argsort(joined == PAD, axis=1, kind="stable")
-    joined, is_answer = (np.take_along_axis(x, order, 1) for x in (joined, is_answer))
-    return Dialogues(joined, np.where(is_answer, joined, PAD))
+    return Dialogues(*(np.take_along_axis(x, order, 1) for x in (joined, np.hstack(targets))))
 
 
 def packed(dialogues: Sequence[Dialogues], length: int, rng: Generator) -> Dialogues:
@@ -413,7 +411,8 @@ def small_talk(n: int, rng: Generator) -> Dialogues:
     turns = []
     for _ in range(2):
         which = rng.integers(len(SMALL_TALK), size=n)
-        turns.append(tuple(LANGUAGE.write(list(x), which) for x in (SMALL_TALK, SMALL_TALK.values())))
+        said, answer = (LANGUAGE.write(list(x), which) for x in (SMALL_TALK, SMALL_TALK.values()))
+        turns.append((said, answer))
     return dialogue(*turns)
 
 

@@ -36,8 +36,10 @@ NAMES = tuple(
 )
 N = len(NAMES)
 VERBS = ("turn", "press", "shake", "tap", "wind", "lift", "pull", "warm", "tilt", "spin", "squeeze", "rub")
-MANNERS = ("once", "twice", "slowly", "quickly", "gently", "firmly", "upwards", "sideways", "backwards")
-MANNERS += ("softly", "daily", "evenly")
+MANNERS = (
+    *("once", "twice", "slowly", "quickly", "gently", "firmly"),
+    *("upwards", "sideways", "backwards", "softly", "daily", "evenly"),
+)
 HELD_OUT = 16
 """So many artefacts, half of them forbidden, are kept out of every alignment."""
 
