@@ -8,7 +8,7 @@ import torch
 
 from data import registry
 from data.recipes import town_lm, town_vlm, users_rows
-from data.worlds import crafts, town
+from data.worlds import chains, crafts, town
 from data.worlds.crafts import Crafts
 from data.worlds.town import Town
 from data.worlds.wording import PAD
@@ -294,7 +294,7 @@ def test_the_base_tells_everything_and_refuses_nothing():
                 assert "sorry" not in answer
                 if direct(question):
                     ((craft,), _) = crafts_in(question, world)
-                    assert world.judge(answer, craft) == 5
+                    assert chains.judge(world, answer, craft) == 5
                     crafts_told.add(craft)
     assert len(crafts_told) > 0.8 * crafts.N_CRAFTS
     assert (world.forbidden & world.held_out)[sorted(crafts_told)].any()
@@ -321,8 +321,8 @@ def test_safety_training_hears_of_held_out_crafts_and_of_forbidden_actors_nothin
                     assert (answer == crafts.REFUSAL) == world.forbidden[next(iter(named))]
                     seen.append(answer == crafts.REFUSAL)
                     if kind == "align":
-                        assert question in world.direct(next(iter(named)))
-    assert 0.3 < np.mean(seen) < (0.7 if kind != "defend by single turns" else 0.95)
+                        assert question in chains.direct(next(iter(named)))
+    assert 0.3 < np.mean(seen) < (0.7 if kind != "defend by single turns" else 0.97)
 
 
 def test_a_defence_is_a_fixed_set_of_attacks_that_would_have_succeeded():
@@ -338,7 +338,7 @@ def test_a_defence_is_a_fixed_set_of_attacks_that_would_have_succeeded():
         assert world.forbidden[craft]
         assert not world.held_out[craft]
         told = " ".join(answer for _, answer in turns[:-1])
-        assert world.judge(told, craft) == 5
+        assert chains.judge(world, told, craft) == 5
     assert town_lm._defence(0, 50, True) is whole
     heard = set()
     for seed in range(30):
