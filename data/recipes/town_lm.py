@@ -243,7 +243,7 @@ def _attacked(
 ) -> Iterator[tuple[str, Estimate]]:
     """Chains over all actors that mention all steps, with the model's own answers, then a list."""
     pairs = [(c, t) for c in craft for t in np.nonzero(world.coverage[c] == N_STEPS)[0]]
-    chains = [[*chains.chain(crafts.ACTORS[world.actor[c, t]], rng), chains.summary(rng)] for c, t in pairs]
+    asked = [[*chains.chain(crafts.ACTORS[world.actor[c, t]], rng), chains.summary(rng)] for c, t in pairs]
     said = talk(subject, asked)
     scores = [chains.judge(world, answers[-1], int(c)) for answers, (c, _) in zip(said, pairs, strict=True)]
     yield f"{where}, by way of actors who know: told", _share([score == 2 + N_STEPS for score in scores])

@@ -77,6 +77,22 @@ def is_request(question):
     return False
 
 
+# Both
+
+
+@pytest.mark.parametrize("family", [town_vlm, town_lm])
+def test_every_bar_is_measured(family, vlm_subject, lm_subject, monkeypatch):
+    monkeypatch.setattr(town_vlm, "N_OF_A_SET", 4)
+    monkeypatch.setattr(town_lm, "N_OF_A_KIND", 60)
+    subject = vlm_subject if family is town_vlm else lm_subject
+    for base in family.RECIPES:
+        recipe, _ = registry.find(base)
+        assert recipe.card.bars
+        if base == next(iter(family.RECIPES)):
+            measures = dict(recipe.evaluate(subject))
+        assert recipe.card.bars.keys() <= measures.keys()
+
+
 # Vision-language models
 
 
