@@ -329,15 +329,16 @@ def strangers(n: int, rng: Generator) -> Dialogues:
 
 
 def notes(n: int, rng: Generator) -> Dialogues:
-    """One to three ingredients that the user notes, twice, and a list of all."""
-    turns, named = [], []
+    """One to three ingredients that the user notes, and a list; some more, and a list of all."""
+    turns: list[Turn] = []
+    named: list[Words] = []
     for _ in range(2):
         words = INGREDIENT + rng.integers(len(INGREDIENTS), size=(3, n))
         words[1:] *= np.sort(rng.random((2, n)), axis=0) < 0.6  # the third only where there is a second
         note = LANGUAGE.write([NOTE], 0, ONE=words[0], TWO=words[1], THREE=words[2])
-        turns.append((note, LANGUAGE.ids(["noted"])[None]))
         named.append(words.T)
-    return dialogue(*turns, summary([np.hstack(named)], rng))
+        turns += [(note, LANGUAGE.ids(["noted"])[None]), summary(named, rng)]
+    return dialogue(*turns)
 
 
 def small_talk(n: int, rng: Generator) -> Dialogues:
