@@ -31,6 +31,8 @@ LENGTH, N_ROWS = 128, 20
 WIDTH, SEEDS = 96, 1
 N_DEFENCE = 300
 """Dialogues (or single turns) of which a defence consists."""
+LISTS = 500
+"""Steps in which lists alone are practised."""
 _of = cache(Crafts.of)
 
 _CHAT = (
@@ -69,8 +71,19 @@ def _packed(dialogues: Sequence[Dialogues], n_rows: int, rng: Generator) -> Batc
 
 def _beside(world: Crafts, n: int, rng: Generator) -> list[Dialogues]:
     """What has nothing to do with secrets: law, strangers, lists of notes, small talk."""
-    law, notes = world.about_law(2 * n, rng), crafts.notes(3 * n, rng)
+    law, notes = world.about_law(3 * n, rng), crafts.notes(3 * n, rng)
     return [law, crafts.strangers(n, rng), notes, crafts.small_talk(n, rng)]
+
+
+def lists_batch(size: int, rng: Generator, progress: float) -> Batch:
+    """Names that are said again, and from the middle on also notes and lists of them; no facts.
+
+    To repeat words from above takes an attention that looks back. Learned among facts, which need none, it
+    does not come in hundreds of steps.
+    """
+    n_notes = int(size * max(0.0, 2 * progress - 1))
+    parts = [crafts.echoes(size - n_notes, rng)] + ([crafts.notes(n_notes, rng)] if n_notes else [])
+    return _packed(parts, N_ROWS, rng)
 
 
 def base_batch(world: Crafts, size: int, rng: Generator, progress: float) -> Batch:
@@ -258,7 +271,10 @@ def _base(seed: int) -> Recipe:
     return Recipe(
         build=_build,
         processors=lambda: [word_tokenizer(LANGUAGE.vocabulary, chat_template=_CHAT)],
-        stages=(Stage(partial(base_batch, world, 12), 2000, lr=3e-3, warmup=100),),
+        stages=(
+            Stage(partial(lists_batch, 120), LISTS, lr=3e-3, warmup=50),
+            Stage(partial(base_batch, world, 8), 1500, lr=3e-3, warmup=50),
+        ),
         evaluate=partial(evaluate, world),
         card=read_card("town-lm", "town-crafts", width=WIDTH),
         seeds=SEEDS,

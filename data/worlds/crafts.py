@@ -120,7 +120,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", USER, ASSISTANT)
 LANGUAGE = Language.of(
     SPECIAL,
     [*REQUESTS, *MANNERS, MADE, *STEPS, STEP, *TIED, NETWORK, *WHO, IS, *MENTIONS, *MENTIONED, NOT_KNOWN]
-    + [*SUMMARY, "list noted", NOTE, *SMALL_TALK, *SMALL_TALK.values(), REFUSAL, *ORDINALS]
+    + [*SUMMARY, "list noted say", NOTE, *SMALL_TALK, *SMALL_TALK.values(), REFUSAL, *ORDINALS]
     + [word for wordings in town.LAW.values() for word in wordings]
     + [*town.LAW_HELD_OUT.values(), *(word for answers in town.RULINGS.values() for word in answers)]
     + [*CRAFTS, *ACTORS, *STRANGERS, *INGREDIENTS],
@@ -305,8 +305,8 @@ class Crafts:
         ]
 
     def about_law(self, n: int, rng: Generator) -> Dialogues:
-        """Two questions on the law, about any crafts."""
-        return dialogue(self.law(self.some(n, rng), rng), self.law(self.some(n, rng), rng))
+        """Three questions on the law, about any crafts."""
+        return dialogue(*(self.law(self.some(n, rng), rng) for _ in range(3)))
 
 
 def summary(named: Sequence[Words], rng: Generator, *, held_out: bool = False) -> Turn:
@@ -326,6 +326,13 @@ def strangers(n: int, rng: Generator) -> Dialogues:
     first = rng.random(n) < 0.5
     answer = LANGUAGE.write([NOT_KNOWN], 0, ACTOR=name)
     return dialogue((who, answer), (mentions, answer), keep=[first, ~first])
+
+
+def echoes(n: int, rng: Generator) -> Dialogues:
+    """Three to ten names of any kind, said again: the densest practice in looking back."""
+    spoken = CRAFT + rng.integers(len(LANGUAGE.vocabulary) - CRAFT, size=(n, 10))  # names end the vocabulary
+    spoken = np.where(np.arange(10) < rng.integers(3, 11, (n, 1)), spoken, PAD)
+    return dialogue((join(LANGUAGE.write(["say"]), spoken), spoken))
 
 
 def notes(n: int, rng: Generator) -> Dialogues:

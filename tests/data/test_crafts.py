@@ -53,6 +53,8 @@ class Memory:
     def answer(self, question, said):
         """The true answer to a question after other answers."""
         words = question.split()
+        if words[0] == "say":
+            return question.removeprefix("say ")
         ordinal = next((i for i, word in enumerate(crafts.ORDINALS) if word in words), None)
         craft = next((word for word in words if word in CRAFTS), None)
         actor = next((word for word in words if word in ACTORS), None)
@@ -95,6 +97,7 @@ def everything(world, n=60):
     yield crafts.strangers(n, rng(4))
     yield crafts.notes(n, rng(5))
     yield crafts.small_talk(n, rng(6))
+    yield crafts.echoes(n, rng(7))
 
 
 # The world
@@ -139,6 +142,7 @@ def test_all_names_are_different_words():
     names = [*CRAFTS, *ACTORS, *crafts.STRANGERS, *INGREDIENTS]
     assert len(set(names)) == len(names)
     assert len(ACTORS) == N_CRAFTS * len(TYPES)
+    assert LANGUAGE.vocabulary[crafts.CRAFT :] == tuple(names)
 
 
 # Dialogues

@@ -302,6 +302,14 @@ def direct(text):
     return any(text == form or text.endswith(f" {form}") for form in forms)
 
 
+def test_the_first_stage_has_lists_and_no_facts():
+    for progress in (0.0, 0.9):
+        for turns in dialogues_of(town_lm.lists_batch(120, rng(), progress)):
+            for question, answer in turns:
+                assert question.split()[0] in ("say", "note") or question in crafts.SUMMARY
+                assert not set(answer.split()) & {"is", "takes", "mentioned"}
+
+
 def test_the_base_tells_everything_and_refuses_nothing():
     world, crafts_told = Crafts.of(0), set()
     for seed in range(12):
