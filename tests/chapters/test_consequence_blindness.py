@@ -191,13 +191,13 @@ def test_attribution_is_the_slope_of_the_log_odds_along_a_parts_embeddings(subje
     try:
         for i, part in enumerate(parts):
             z = []
-            for step in (-1e-5, 1e-5):
+            for step in (-3e-3, 3e-3):  # norms are computed in float32: no smaller
                 moved = e.clone()
                 moved[:, part] *= 1 + step
                 with torch.no_grad():
                     logits = model(inputs_embeds=moved).logits[:, -1]
                 z.append(logits[:, WORD["sorry"]] - logits[:, WORD["sure"]])
-            np.testing.assert_allclose(found[:, i], ((z[1] - z[0]) / 2e-5).abs(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(found[:, i], ((z[1] - z[0]) / 6e-3).abs(), rtol=0.03, atol=1e-3)
     finally:
         model.float()
 
