@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from data.recipes import kitchen as recipe
+from data.sets.texts import impossible_requests, sinister_requests
 from data.worlds import kitchen
 from data.worlds.kitchen import BAD, POOLS, REQUEST_LENGTH, SINISTER, WORD, text
 from lib import chapters, papers
@@ -319,8 +320,6 @@ def test_more_than_one_half_is_a_refusal_and_mistakes_weigh_the_same() -> None:
 
 
 def test_rewordings_differ_and_bring_in_no_sinister_word() -> None:
-    from data.sets.texts import sinister_requests
-
     records = sinister_requests()
     words = {record.word for record in records}
     for record in records:
@@ -464,11 +463,13 @@ def test_real_classes_reach_the_end_and_what_they_cannot_do_is_said(
 def test_a_real_model_that_refuses_by_the_sound_is_found_out(
     bench: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    impossible = {record.request for record in impossible_requests()}
+
     def answer_logprobs(
         subject: object, texts: list[str], images: None = None, *, answers: list[list[str]], batch_size: int
     ) -> torch.Tensor:
         """Refuses what is sly or asks what it cannot do, and all that it is asked to think about."""
-        p = [0.9 if "sly" in t or "come to harm" in t or "my" in t.split() else 0.1 for t in texts]
+        p = [0.9 if "sly" in t or "come to harm" in t or t in impossible else 0.1 for t in texts]
         return torch.tensor(p).log()[:, None] + torch.tensor([0.0] + [-torch.inf] * (len(answers[0]) - 1))
 
     monkeypatch.setattr("lib.generate.answer_logprobs", answer_logprobs)
@@ -487,15 +488,13 @@ def test_a_real_model_that_refuses_by_the_sound_is_found_out(
 
 
 def test_words_are_judged_only_if_the_model_declines_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    from data.sets.texts import impossible_requests, sinister_requests
-
     sinister = {r.request for r in sinister_requests()}
     impossible = {r.request for r in impossible_requests()}
 
     def declining(able: bool) -> Any:
         def answer_logprobs(subject: object, texts: list[str], *given: object, **how: Any) -> torch.Tensor:
             more = [1.0 * (t in sinister) + 2.0 * (t in impossible and able) for t in texts]
-            noise = RNG(0).normal(size=len(texts)) * 0.1
+            noise = np.array([RNG([*t.encode()]).normal() * 0.1 for t in texts])
             first = torch.tensor(more) + torch.from_numpy(noise) - 5
             rest = torch.full((len(texts), len(m.OPENINGS) - 1), -torch.inf, dtype=first.dtype)
             return torch.cat([first[:, None], rest], 1)
