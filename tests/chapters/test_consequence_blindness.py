@@ -450,11 +450,6 @@ def test_real_classes_reach_the_end_and_what_they_cannot_do_is_said(
     given = {"model": chatting(name), "requests": bench}
     run = hub_models.run_chapter("consequence-blindness", "gpu", monkeypatch, **SMALLER | given)
     run.check_task_not_done("consequence-blindness", (1, 2, 4, 6, 7, 11, 14, 15), "where sound")
-    assert run.records["consequence-blindness.17"].verdict in (
-        "undecided",
-        "not testable here",
-        "does not hold",
-    )
     printed = capsys.readouterr().out
     assert "cake" not in printed
     assert "rival" not in printed
