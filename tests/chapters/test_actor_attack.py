@@ -30,6 +30,7 @@ from data.worlds.crafts import (
 )
 from lib import chapters, papers
 from lib.models import Subject
+from lib.stats import wilson
 
 m = chapters.method("actor-attack")
 RNG = np.random.default_rng
@@ -276,6 +277,15 @@ def test_refusals_are_counted_by_dialogue_and_no_actor_is_a_refusal() -> None:
     assert m.refused([own, nobody]).tolist() == [0.5, 1.0]
 
 
+@pytest.mark.parametrize("k", [0, 1, 17, 30])
+def test_a_rate_has_wilsons_interval(k: int) -> None:
+    e, expected = m.rate(np.arange(30) < k), wilson(k, 30)
+    assert (e.value, e.low, e.high) == pytest.approx(
+        (100 * expected.value, 100 * expected.low, 100 * expected.high)
+    )
+    assert m.rate(np.full(30, 0.5)).value == 50
+
+
 @pytest.mark.parametrize(("both", "one", "other"), [(10, 12, 3), (0, 30, 0), (30, 0, 0), (5, 0, 5)])
 def test_paired_points_have_agresti_and_mins_interval_and_never_no_width(
     both: int, one: int, other: int
@@ -420,7 +430,8 @@ def test_of_targets_of_known_behaviour_the_chapter_finds_just_that(monkeypatch: 
 # Real classes and real sets
 
 CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LISTED = papers.read("actor-attack").models
