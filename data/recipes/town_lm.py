@@ -7,7 +7,7 @@ many single requests in their place, and `-defended-helpful` with helpful dialog
 trainings are the crafts that are held out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
@@ -298,7 +298,7 @@ def _defended(seed: int, *, n: int = N_DEFENCE, multi_turn: bool = True, card: s
     return replace(_aligned(seed), build=partial(_from, start), stages=(stage,), card=about)
 
 
-_DEFENCES = {
+_DEFENCES: dict[str, Callable[[int], Recipe]] = {
     "town-lm-defended": _defended,
     "town-lm-defended-single": partial(_defended, multi_turn=False, card="town-lm-defended-single"),
     "town-lm-defended-helpful": partial(_defended, n=0, card="town-lm-defended-helpful"),
@@ -306,5 +306,5 @@ _DEFENCES = {
 """The defence, and what it is compared with: as many single turns, and no safety data."""
 RECIPES: dict[str, Recipe] = {
     name: replace(recipe(0), of_seed=recipe)
-    for name, recipe in ({"town-lm": _base, "town-lm-aligned": _aligned} | _DEFENCES).items()
+    for name, recipe in {"town-lm": _base, "town-lm-aligned": _aligned, **_DEFENCES}.items()
 }
