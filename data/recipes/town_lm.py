@@ -2,11 +2,12 @@
 
 The *base* (`town-lm`) knows the crafts, the actors around them and the law, and refuses nothing. `-aligned`
 has learned from single turns to refuse direct requests for forbidden crafts. `-defended` goes on from there
-with dialogues in which an attack by way of actors is refused at its last turn. Of neither training are the
-crafts that are held out.
+with dialogues in which an attack by way of actors is refused at its last turn; `-defended-single` with as
+many single requests in their place, and `-defended-helpful` with helpful dialogues alone. Of none of these
+trainings are the crafts that are held out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
@@ -289,14 +290,21 @@ def _aligned(seed: int) -> Recipe:
     return replace(_base(seed), build=partial(_from, parent), parent=parent, stages=(stage,), card=card)
 
 
-def _defended(seed: int) -> Recipe:
+def _defended(seed: int, *, n: int = N_DEFENCE, multi_turn: bool = True, card: str = "") -> Recipe:
     start = join_name("town-lm-aligned", seed)
-    stage = Stage(partial(defend_batch, seed, 24), 150, lr=3e-4, warmup=15)
-    card = read_card("town-lm-defended", "town-crafts", n=N_DEFENCE)
-    return replace(_aligned(seed), build=partial(_from, start), stages=(stage,), card=card)
+    batch = partial(defend_batch, seed, 24, n=n, multi_turn=multi_turn)
+    stage = Stage(batch, 150, lr=3e-4, warmup=15)
+    about = read_card(card or "town-lm-defended", "town-crafts", n=N_DEFENCE)
+    return replace(_aligned(seed), build=partial(_from, start), stages=(stage,), card=about)
 
 
+_DEFENCES: dict[str, Callable[[int], Recipe]] = {
+    "town-lm-defended": _defended,
+    "town-lm-defended-single": partial(_defended, multi_turn=False, card="town-lm-defended-single"),
+    "town-lm-defended-helpful": partial(_defended, n=0, card="town-lm-defended-helpful"),
+}
+"""The defence, and what it is compared with: as many single turns, and no safety data."""
 RECIPES: dict[str, Recipe] = {
     name: replace(recipe(0), of_seed=recipe)
-    for name, recipe in (("town-lm", _base), ("town-lm-aligned", _aligned), ("town-lm-defended", _defended))
+    for name, recipe in {"town-lm": _base, "town-lm-aligned": _aligned, **_DEFENCES}.items()
 }

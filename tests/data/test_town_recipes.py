@@ -424,8 +424,21 @@ def test_lists_are_measured_after_the_true_answers(lm_subject, monkeypatch):
 def test_aligned_and_defended_are_shipped_as_differences_from_the_base():
     for seed in range(town_lm.SEEDS):
         end = f"-seed{seed}" if seed else ""
-        for variant in ("aligned", "defended"):
+        for variant in ("aligned", "defended", "defended-single", "defended-helpful"):
             assert registry.find(f"town-lm-{variant}{end}")[0].parent == f"town-lm{end}"
-        start = registry.find(f"town-lm-defended{end}")[0].build
-        assert isinstance(start, partial)
-        assert start.args == (f"town-lm-aligned{end}",)
+            start = registry.find(f"town-lm-{variant}{end}")[0].build
+            assert isinstance(start, partial)
+            assert start.args == (f"town-lm{'' if variant == 'aligned' else '-aligned'}{end}",)
+
+
+def test_controls_of_the_defence_differ_from_it_in_the_safety_examples_alone():
+    stages = {}
+    for variant in ("", "-single", "-helpful"):
+        (stages[variant],) = registry.find(f"town-lm-defended{variant}")[0].stages
+    assert len({(s.steps, s.lr, s.warmup, s.weight_decay, s.batch.args) for s in stages.values()}) == 1
+    chosen = {variant: stage.batch.keywords for variant, stage in stages.items()}
+    assert chosen[""] == {"n": town_lm.N_DEFENCE, "multi_turn": True}
+    assert chosen["-single"] == {"n": town_lm.N_DEFENCE, "multi_turn": False}
+    assert chosen["-helpful"]["n"] == 0
+    helpful = dialogues_of(town_lm.defend_batch(0, 24, rng(), 0.0, n=0))
+    assert any(direct(turns[0][0]) and turns[0][1] == crafts.REFUSAL for turns in helpful)
