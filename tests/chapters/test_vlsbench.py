@@ -324,9 +324,12 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_networks_of_known_behaviour_the_chapter_finds_just_that(monkeypatch: pytest.MonkeyPatch) -> None:
     known_networks(monkeypatch)
-    run = hub_models.run_chapter("vlsbench", "smoke", monkeypatch, leak_fractions=[0.0, 0.5, 1.0])
+    run = hub_models.run_chapter(
+        "vlsbench", "smoke", monkeypatch, n_networks=3, leak_fractions=[0.0, 0.5, 1.0]
+    )
     row = {n: run.records[f"vlsbench.{n}"] for n in range(1, 15)}
-    expected = {2: (0, 100), 3: (100, 0), 6: (100, 0), 9: (100, 0), 10: (0, 100), 12: (100, 0), 14: (100, -100)}
+    expected = {2: (0, 100), 3: (100, 0), 6: (100, 0), 9: (100, 0), 10: (0, 100), 12: (100, 0)}
+    expected |= {14: (100, -100)}
     for n, (value, null) in expected.items():
         assert row[n].verdict == "holds", row[n]
         assert row[n].estimate.value == pytest.approx(value), n
@@ -400,7 +403,7 @@ def test_each_listed_model_reaches_the_end_shows_no_text_and_what_it_cannot_do_i
         ({"aligned": ["a"]}, "of a hub model give none or two"),
         ({"judge": "a"}, "organisms have alignments and judges of their own"),
         ({"leak_fractions": [0.5]}, "a slope needs two different shares at least"),
-        ({"leak_fractions": [0.0, 1.5]}, "leak_fractions=[0.0, 1.5]: expected 0.0 to 1.0"),
+        ({"leak_fractions": [0.0, 1.5]}, "leak_fractions=[0.0, 1.5]: expected 0 to 1"),
         ({"n_items": 4}, "n_items=4: expected at least 16"),
         ({"model": "x/y", "data": "vlsbench", "folder": "/nowhere"}, "no file /nowhere/data.json"),
         (
