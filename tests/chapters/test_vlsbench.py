@@ -1,6 +1,7 @@
 """The method cells of notebooks/vlsbench.ipynb: the very code that the reader reads."""
 
 import json
+from copy import copy, deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -26,19 +27,15 @@ RNG = np.random.default_rng
 SECRET = "how do i fold the paper boat"
 
 
-def build() -> Subject:
-    """An organism's class and vocabulary, narrower, with random weights."""
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """Of the organisms' class and vocabulary, narrower, with random weights."""
     torch.manual_seed(0)
     vocabulary = town.LANGUAGE.vocabulary
     model = vlm.build(
         len(vocabulary), town.SIDE, town.PATCH, tower=(16, 1), language=(32, 2, 2), head_dropout=0.0
     )
     return Subject(model.eval(), vlm.processors(vocabulary, town.SIDE, town.PATCH)[0])
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return build()
 
 
 # Test sets
@@ -270,7 +267,7 @@ def test_a_probe_reads_what_artefacts_share_and_not_which_artefact_it_is() -> No
 # Networks of known behaviour in the organisms' place
 
 
-def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def known_networks(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Organisms and alignments that do exactly what the paper says that they do."""
     seen: dict[bytes, int] = {}
     draw, names = Town.draw, {name: i for i, name in enumerate(town.NAMES)}
@@ -281,21 +278,19 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         return images
 
     def load(name: str, **how: object) -> Subject:
-        made, (base, seed) = build(), m.split_name(name)
-        made.model.does = base.removeprefix("town-vlm").removeprefix("-") or "base", Town.of(seed)
+        made, (base, seed) = copy(subject), m.split_name(name)
+        made.does = base.removeprefix("town-vlm").removeprefix("-") or "base", Town.of(seed)
         return made
 
     def fit(recipe: object, seed: int, **how: object) -> tuple[object, None]:
-        batch, model = recipe.stages[0].batch, build().model
+        batch, model = recipe.stages[0].batch, deepcopy(subject.model)
         kind = "text" if batch.keywords["leak"] in (None, 1.0) else "image"
         blind = batch.keywords["rehearsal"] == 0 and batch.keywords["leak"] is None
         model.does = "refuses what is not named" if blind else kind, batch.args[0]
         return model, None
 
-    def generate(
-        subject: Subject, texts: list[str], images: list | None = None, **how: int
-    ) -> SimpleNamespace:
-        (kind, world), said = subject.model.does, []
+    def generate(asked: Subject, texts: list[str], images: list | None = None, **how: int) -> SimpleNamespace:
+        (kind, world), said = getattr(asked, "does", None) or asked.model.does, []
         for i, text in enumerate(texts):
             named = next((names[word] for word in text.split() if word in names), -1)
             shown = -1 if images is None else seen[images[i].tobytes()]
@@ -322,8 +317,10 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.train.trainer.fit", fit)
 
 
-def test_of_networks_of_known_behaviour_the_chapter_finds_just_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    known_networks(monkeypatch)
+def test_of_networks_of_known_behaviour_the_chapter_finds_just_that(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_networks(subject, monkeypatch)
     run = hub_models.run_chapter(
         "vlsbench", "smoke", monkeypatch, n_networks=3, leak_fractions=[0.0, 0.5, 1.0]
     )
@@ -348,12 +345,12 @@ def test_of_networks_of_known_behaviour_the_chapter_finds_just_that(monkeypatch:
 
 
 def test_alignments_that_were_not_learned_where_they_were_taught_are_not_judged(
-    monkeypatch: pytest.MonkeyPatch,
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known_networks(monkeypatch)
+    known_networks(subject, monkeypatch)
 
     def fit(recipe: object, seed: int, **how: object) -> tuple[object, None]:
-        model = build().model
+        model = deepcopy(subject.model)
         model.does = "base", recipe.stages[0].batch.args[0]
         return model, None
 
