@@ -235,7 +235,7 @@ def test_mixtures_have_the_share_of_refusals_and_of_rehearsal_that_they_say() ->
 
 def test_aligning_leaves_the_base_as_it_was_and_is_decided_by_its_seed(subject: Subject) -> None:
     kept = [weights.clone() for weights in subject.model.parameters()]
-    size, world = {"steps": 2, "rows": 10, "lr": 1e-3}, Town.of(0)
+    size, world = {"steps": 2, "requests": 6, "lr": 1e-3}, Town.of(0)
     made = [m.align(subject, world, 0.0, m.MIXTURES["rehearsed"], seed, **size) for seed in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(kept, subject.model.parameters(), strict=True))
     heads = [made_.model.lm_head.weight for made_ in made]
