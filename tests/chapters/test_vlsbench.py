@@ -43,7 +43,7 @@ def subject() -> Subject:
 
 def test_items_of_all_sets_are_in_the_same_order_and_show_and_say_what_their_set_promises() -> None:
     world = Town.of(1)
-    sets = m.town_sets(world, 40, 0)
+    sets = m.town_sets(world, 40, [0, 0])
     for name, of in sets.items():
         form, held_out = town.SETS[name.removesuffix(m.HELD_OUT)], name.endswith(m.HELD_OUT)
         assert len(of.texts) == 40
@@ -152,8 +152,8 @@ def test_usable_information_is_nothing_for_the_prior_all_for_the_truth_and_mutua
 
 def test_the_judge_of_texts_knows_names_and_nothing_of_what_is_not_named(subject: Subject) -> None:
     world = Town.of(0)
-    sets = m.town_sets(world, 32, 0)
-    trained, dealt = (m.train_judges(subject, world, 640, 0, shuffled=x) for x in (False, True))
+    sets = m.town_sets(world, 32, [0, 0])
+    trained, dealt = (m.train_judges(subject, world, 640, [0, 0], shuffled=x) for x in (False, True))
     odds = {s: trained.log_odds(subject, sets[s])[:, 1] for s in (*m.TESTED, *map(m.TWINS.get, m.TESTED))}
     assert (odds["leaky"] > 0).mean() > 0.9
     assert (odds["benign-named"] > 0).mean() < 0.1
