@@ -49,7 +49,7 @@ class Record:
 
 
 def vlsbench(folder: str | Path, *, n: int | None = None, seed: int = 0) -> list[Record]:
-    """Records of VLSBench; their pictures are read when they are asked for.
+    """Records of VLSBench without an empty text; their pictures are read when they are asked for.
 
     Args:
         folder: with `data.json`, as it has been since March 2025, and below it the images that it names.
@@ -58,7 +58,7 @@ def vlsbench(folder: str | Path, *, n: int | None = None, seed: int = 0) -> list
 
     Raises:
         FileNotFoundError: the folder has no `data.json`.
-        ValueError: that is not a JSON list with records, or one of its texts is empty; or `n` is below 1.
+        ValueError: that is not a JSON list with records, a text is none, or all are empty; or `n` is below 1.
         LookupError: a record lacks a field.
     """
     if n is not None and n < 1:
@@ -76,8 +76,11 @@ def vlsbench(folder: str | Path, *, n: int | None = None, seed: int = 0) -> list
         where = f"{folder / 'data.json'}, record {i + 1}:"
         check(row, FIELDS, f"{where} it has the fields")
         for name in TEXTS:
-            if not isinstance(row[name], str) or not row[name].strip():
+            if not isinstance(row[name], str):
                 raise ValueError(f"{where} {name} is no text")
         kinds = row["category"], row["sub_category"], folder / row["image_path"]
-        found.append(Record(row["instruction_id"], *kinds, *(row[name] for name in TEXTS)))
+        if all(row[name].strip() for name in TEXTS):
+            found.append(Record(row["instruction_id"], *kinds, *(row[name] for name in TEXTS)))
+    if not found:
+        raise ValueError(f"{folder / 'data.json'}: each of the {len(rows)} records has an empty text")
     return draw(found, n, seed)

@@ -46,6 +46,12 @@ def test_records_have_their_texts_and_their_own_picture(folder: Path) -> None:
     assert len({row.id for row in few}) == 3
 
 
+def test_records_with_an_empty_text_are_left_out(folder: Path) -> None:
+    rows = [record(i) | ({"image_description": ""} if i == 2 else {}) for i in range(6)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    assert [row.id for row in vlsbench(folder)] == [0, 1, 3, 4, 5]
+
+
 def test_no_text_of_the_set_is_ever_shown(folder: Path) -> None:
     assert SECRET not in repr(vlsbench(folder))
     (folder / "imgs" / "0.png").unlink()
@@ -58,7 +64,11 @@ def test_no_text_of_the_set_is_ever_shown(folder: Path) -> None:
     ("content", "kind", "message"),
     [
         (json.dumps([record(0), {"instruction": SECRET}]), LookupError, "record 2: it has the fields"),
-        (json.dumps([record(0) | {"safety_reason": " "}]), ValueError, "record 1: safety_reason is no text"),
+        (
+            json.dumps([record(0) | {"safety_reason": " "}]),
+            ValueError,
+            "each of the 1 records has an empty text",
+        ),
         (json.dumps([record(0) | {"instruction": 3}]), ValueError, "record 1: instruction is no text"),
         (json.dumps({"rows": [record(0)]}), ValueError, "expected a JSON list of records"),
         ("[]", ValueError, "expected a JSON list of records"),
