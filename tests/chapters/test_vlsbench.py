@@ -153,7 +153,7 @@ def test_usable_information_is_nothing_for_the_prior_all_for_the_truth_and_mutua
 def test_the_judge_of_texts_knows_names_and_nothing_of_what_is_not_named(subject: Subject) -> None:
     world = Town.of(0)
     sets = m.town_sets(world, 32, [0, 0])
-    trained, dealt = (m.train_judges(subject, world, 640, [0, 0], shuffled=x) for x in (False, True))
+    trained, dealt = (m.train_judges(subject, world, 960, [0, 0], shuffled=x) for x in (False, True))
     odds = {s: trained.log_odds(subject, sets[s])[:, 1] for s in (*m.TESTED, *map(m.TWINS.get, m.TESTED))}
     assert (odds["leaky"] > 0).mean() > 0.9
     assert (odds["benign-named"] > 0).mean() < 0.1
