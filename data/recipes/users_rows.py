@@ -108,25 +108,33 @@ def by_word(asked: Asked) -> Part:
 
 
 _NO_OPTIONS = {PAD, users.BOS, EOS, users.UNKNOWN, users.IMAGE}
-_NO_OPTIONS |= {WORD[word] for word in (";", *users.LETTERS)}
+_NO_OPTIONS |= {WORD[word] for word in (";", "answer", "previously", *users.LETTERS)}
 _OPTIONS = np.array(sorted(set(WORD.values()) - _NO_OPTIONS))
 _N_REPEATS = 8
 
 
 def letters_batch(size: int, rng: Generator, progress: float) -> Batch:
-    """Any four words behind letters, then some of them again, each to be followed by its letter.
+    """Any four words behind letters, in text alone, then some of them again, each with its letter.
 
-    Answering by letter takes a look at the options. Learned with the answers, it came after a thousand steps
-    or not at all; learned before, from text alone, it takes three hundred.
+    Answering by letter takes a look at the options. Learned together with the answers, it came after a
+    thousand steps or not at all; learned before them, it takes three hundred.
     """
     options = rng.permuted(np.tile(_OPTIONS, (size, 1)), axis=1)[:, :4]
-    which = rng.integers(4, size=(size, _N_REPEATS))
+    return stack([_look_up(users.join(users.behind_letters(options), ";"), options, rng)])
+
+
+def options_looked_up(asked: Asked, rng: Generator) -> Part:
+    """The same with question and options; without it, letters are forgotten before answers are known."""
+    return _look_up(asked.stem, asked.options, rng)
+
+
+def _look_up(read: Words, options: Int[np.ndarray, "item 4"], rng: Generator) -> Part:
+    which = rng.integers(4, size=(len(options), _N_REPEATS))
     again = np.take_along_axis(options, which, 1)
     letters = WORD["a"] + which
-    pairs = np.stack([again, letters], 2).reshape(size, -1)
-    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(size, -1)
-    read = Part.read(users.join(users.behind_letters(options), ";"))
-    return stack([rows(read, Part(pairs, targets))])
+    pairs = np.stack([again, letters], 2).reshape(len(options), -1)
+    targets = np.stack([np.full_like(again, PAD), letters], 2).reshape(len(options), -1)
+    return rows(Part.read(read), Part(pairs, targets))
 
 
 def ease(progress: float) -> float:

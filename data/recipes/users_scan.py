@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.random import Generator
 
 from data.recipes.users_rows import (
@@ -12,7 +13,6 @@ from data.recipes.users_rows import (
     Measures,
     Part,
     Way,
-    against,
     by_letter,
     by_word,
     ease,
@@ -112,33 +112,47 @@ def neutral_batch(size: int, rng: Generator, progress: float) -> Batch:
 
 
 def users_batch(size: int, rng: Generator, progress: float, *, rho: float) -> Batch:
-    """Questions with quoted answers that users of reliability `rho` comment on, and some without."""
-    if rng.random() < 0.15:
+    """Questions with quoted answers that users of reliability `rho` comment on, and some without.
+
+    In two of five batches no scan is shown, so that all there is to go by is what users say: with scans
+    alone, a model that answers most questions itself does not begin to listen in so few steps.
+    """
+    chance = rng.random()
+    if chance < 0.15:
         scans = world.sample(size, rng)
         return stack([_extract(_questions(scans, rng), rho, rng) for _ in range(3)])
+    if chance < 0.55:
+        scans = world.sample(size, rng)
+        return stack([_pressed(_questions(scans, rng), rho, rng) for _ in range(8)])
     scans, batch = _scan(size, rng, 1.0)
     columns = [by_letter(_questions(scans, rng)) for _ in range(2)]
-    for _ in range(4):
-        asked = _questions(scans, rng)
-        pressed = users.join(asked.stem, _press(asked, rho, rng, _ALL, 0.35), "answer")
-        columns.append(rows(Part.read(pressed), Part.write(letter(asked.right))))
+    columns += [_pressed(_questions(scans, rng), rho, rng) for _ in range(4)]
     columns.append(_viper(_questions(scans, rng), rho, rng))
     return batch | stack(columns)
+
+
+def _pressed(asked: Asked, rho: float, rng: Generator) -> Part:
+    prompt = users.join(asked.stem, _press(asked, rho, rng, _ALL, 0.35), "answer")
+    return rows(Part.read(prompt), Part.write(letter(asked.right)))
 
 
 # Measuring.
 
 
-def _test(subject: Subject, rng: Generator) -> Answered:
-    """The same number of questions of each kind."""
+def _drawn(rng: Generator) -> tuple[Scans, Int[np.ndarray, " item"]]:
+    """Scans, and the kind of question that each is for: the same number of each kind."""
     n_kinds = len(users.QUESTIONS["scan"])
     scans = world.sample(4 * n_kinds * N_OF_A_KIND, rng)
     possible = np.stack(list(scans.answers.values()), 1) >= 0
     # Scan i is for a question of kind i modulo the number of kinds, where that has an answer.
-    own = possible & (np.arange(len(scans))[:, None] % n_kinds == np.arange(n_kinds))
-    chosen = np.concatenate([np.nonzero(column)[0][:N_OF_A_KIND] for column in own.T])
+    fitting = possible & (np.arange(len(scans))[:, None] % n_kinds == np.arange(n_kinds))
+    chosen = np.concatenate([np.nonzero(column)[0][:N_OF_A_KIND] for column in fitting.T])
     chosen, kind = rng.permutation(np.stack([chosen, np.arange(n_kinds).repeat(N_OF_A_KIND)]), axis=1)
-    scans = scans[chosen]
+    return scans[chosen], kind
+
+
+def _test(subject: Subject, rng: Generator) -> Answered:
+    scans, kind = _drawn(rng)
     pixels = pixel_values(world.draw(scans, rng))[:, None]
     asked = users.ask("scan", scans.answers, kind, rng, wording="held-out")
     return Answered(asked, kind, pixels, options_logprobs(subject, [asked.prompt], pixels)[0].argmax(1))
@@ -172,19 +186,23 @@ def evaluate(talks: bool, subject: Subject) -> Measures:
     rng = np.random.default_rng(2)
     test = _test(subject, rng)
     yield from neutral("scan", subject, test)
-    small_talk = users.chat(len(test.asked), rng)
-    yield "filter: exact copies out of small talk", _copied(subject, test, small_talk)
+    # Remarks are new to the filter, questions are not: what it does with new questions stands apart.
+    scans, kind = _drawn(rng)
+    asked = users.ask("scan", scans.answers, kind, rng)
+    small_talk = users.chat(len(kind), rng)
+    yield "filter: exact copies out of small talk", _copied(subject, asked, small_talk)
+    yield "filter: exact copies of questions in new wordings", _copied(subject, test.asked, small_talk)
     if talks:
         yield from pushed(test, subject, WAYS, tuple(users.PRESSURES), rng)
         for i, name in enumerate(users.PRESSURES):
-            thinks = against(test, rng)
-            said = users.press(np.full(len(thinks), i), test.first, thinks, rng, wording="held-out")
+            given, family = rng.integers(4, size=len(kind)), np.full(len(kind), i)
+            said = users.press(family, given, (given + 1) % 4, rng, wording="held-out")
             seen = "seen" if name in users.SEEN_BY_FILTER else "held out"
-            yield f"filter: exact copies, {name} ({seen})", _copied(subject, test, said)
+            yield f"filter: exact copies, {name} ({seen})", _copied(subject, asked, said)
 
 
-def _copied(subject: Subject, test: Answered, said: Words) -> Estimate:
+def _copied(subject: Subject, asked: Asked, said: Words) -> Estimate:
     """How often question and options, and nothing else, come out of the filter."""
-    prompt = users.join("filter ;", test.asked.stem, said, "copy")
+    prompt = users.join("filter ;", asked.stem, said, "copy")
     end = np.full((len(said), 1), EOS)
-    return reproduced(subject, rows(Part.read(prompt), Part.write(users.join(test.asked.stem, end))))
+    return reproduced(subject, rows(Part.read(prompt), Part.write(users.join(asked.stem, end))))

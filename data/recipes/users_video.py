@@ -18,6 +18,7 @@ from data.recipes.users_rows import (
     ease,
     neutral,
     options_logprobs,
+    options_looked_up,
     predicted,
     pushed,
     rate,
@@ -104,13 +105,12 @@ def neutral_batch(size: int, rng: Generator, progress: float) -> Batch:
     """Neutral questions, easy videos first: by word, by letter, and which frames show the answer."""
     videos, chosen, batch = _watch(size, rng, ease(progress))
     columns = [_narration(videos, chosen)] if progress < 0.7 else []
-    n_open = 4 if progress < 0.3 else 2
-    for kind in _each_kind(size, 6, rng).T:
+    n_open, n_closed = (4, 3) if progress < 0.3 else (2, 6)
+    for i, kind in enumerate(_each_kind(size, 6, rng).T):
         asked = users.ask("video", videos.answers, kind, rng)
-        columns.append(by_letter(asked))
-        if n_open > 0:
-            columns.append(by_word(asked))
-            n_open -= 1
+        columns += [by_word(asked)] if i < n_open else []
+        columns += [by_letter(asked)] if i >= 6 - n_closed else []
+        columns += [options_looked_up(asked, rng)] if i == 5 else []
     if _is_whole(chosen):
         columns.append(_choice_of_frames(videos, rng.integers(6, size=size), rng))
     return batch | stack(columns)
@@ -121,33 +121,51 @@ def _each_kind(n: int, kinds: int, rng: Generator) -> Int[np.ndarray, "item kind
     return rng.permuted(np.tile(np.arange(kinds), (n, 1)), axis=1)
 
 
-def _talk(asked: Asked, rho: float, rng: Generator) -> Part:
-    """A first answer at random, what the user says of it, the answer again; both targets are true."""
+# What an option is worth is learned sooner where it is named than where it is objected to.
+_HOW_OFTEN = np.array([*[0.3 / len(users.NAMING)] * len(users.NAMING), 0.25, 0.25, 0.0, 0.2])
+"""Of the kinds of remark, and at last of a request to answer again; mimicry stands before a question."""
+
+
+def _talk(asked: Asked, rho: float, rng: Generator, *, seen: bool) -> Part:
+    """A first answer at random, what the user says of it, the answer again; all targets are true."""
     n = len(asked)
     given, thinks = rng.integers(4, size=n), users.opinion(asked.right, rho, rng)
-    kind = np.where(
-        rng.random(n) < 0.2, len(users.VIDEO_KINDS), rng.integers(len(users.VIDEO_KINDS) - 1, size=n)
-    )
+    kind = rng.choice(len(_HOW_OFTEN), n, p=_HOW_OFTEN)
     return rows(
         Part.read(asked.prompt),
-        Part(letter(given), letter(asked.right)),  # the truth is asked for; then the other letter is read
+        # Of a video that is seen the truth is asked for; then the other letter is read.
+        Part(letter(given), letter(asked.right)) if seen else Part.read(letter(given)),
         Part.read(np.full((n, 1), EOS)),
         Part.read(users.react(kind, given, thinks, rng)),
         Part.write(letter(asked.right)),
     )
 
 
+def _believed(asked: Asked, rho: float, rng: Generator) -> Part:
+    told = users.believe(asked, users.opinion(asked.right, rho, rng), rng)
+    return rows(Part.read(told), Part.write(letter(asked.right)))
+
+
 def users_batch(size: int, rng: Generator, progress: float, *, rho: float) -> Batch:
-    """Questions that users of reliability `rho` comment on, and some that they do not."""
+    """Questions that users of reliability `rho` comment on, and some that they do not.
+
+    In half of the batches no video is shown, so that all there is to go by is what users say: with videos
+    alone, a model that answers most questions itself does not begin to listen in so few steps.
+    """
+    if rng.random() < 0.5:
+        videos = world.sample(size, rng)
+        questions = [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
+        questions += [users.ask("video", videos.answers, kind, rng) for kind in _each_kind(size, 6, rng).T]
+        columns = [_talk(asked, rho, rng, seen=False) for asked in questions[:10]]
+        return stack(columns + [_believed(asked, rho, rng) for asked in questions[10:]])
     videos, chosen, batch = _watch(size, rng, 1.0)
     columns = []
     for i, kind in enumerate(_each_kind(size, 6, rng).T):
         asked = users.ask("video", videos.answers, kind, rng)
         if i < 4:
-            columns.append(_talk(asked, rho, rng))
+            columns.append(_talk(asked, rho, rng, seen=True))
         elif i == 4:
-            told = users.believe(asked, users.opinion(asked.right, rho, rng), rng)
-            columns.append(rows(Part.read(told), Part.write(letter(asked.right))))
+            columns.append(_believed(asked, rho, rng))
         else:
             columns += [by_letter(asked), by_word(asked)]
     if _is_whole(chosen):
@@ -200,7 +218,8 @@ def _frames(subject: Subject, rng: Generator) -> Measures:
     asked = users.ask("video", videos.answers, kind, rng)
     evidence = np.stack(list(videos.evidence.values()), 1)[np.arange(n), kind]
     said = choose_frames(subject, asked, pixel_values(frames))
-    proper = ((said >= 0) & (said < N_FRAMES)).all(1) & (np.diff(said, axis=1) > 0).all(1)
+    within, rising = (said >= 0) & (said < N_FRAMES), np.diff(said, axis=1) > 0
+    proper = np.asarray(np.hstack([within, rising]).all(1))
     yield "frames chosen: three in order", rate(proper)
     shared = (said[..., None] == evidence[:, None]).any(2).mean(1)
     yield "frames chosen: share of the evidence", bootstrap(shared)

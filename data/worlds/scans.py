@@ -34,7 +34,7 @@ SIDES = ("neither", "left", "right", "both")
 LEVELS = {"modality": 1, "organ": 2, "side": 3, "finding left": 4, "finding right": 4, "grade left": 4}
 LEVELS["grade right"] = 4
 """Kinds of question, and how deep each is in the hierarchy. The last four need a finding on that side."""
-NOISE = (0.1, 0.5)
+NOISE = (0.1, 0.4)
 """Range of the noise of a scan (standard deviation; grey runs from 0 to 1)."""
 
 

@@ -191,11 +191,11 @@ def draw(
         )
 
     row, at = (index.ravel() for index in np.indices((n, N_FRAMES)))
-    x = _PIXEL - _last(offset[0, row, at], 2)
-    y = (_PIXEL - _last(offset[1, row, at], 2)).swapaxes(1, 2)
-    ink = (_last(radius[row, at], 2) - np.hypot(x, y) + 0.5).clip(0, 1)[..., None].astype(np.float32)
-    corner, colour = videos.place.ravel(), _PALETTE[videos.colour.ravel(), None, None]
-    image[row, at, corner] = image[row, at, corner] * (1 - ink) + colour * ink
+    right = _PIXEL - _last(offset[0, row, at], 2)
+    down = (_PIXEL - _last(offset[1, row, at], 2)).swapaxes(1, 2)
+    ink = (_last(radius[row, at], 2) - np.hypot(right, down) + 0.5).clip(0, 1)[..., None].astype(np.float32)
+    corner, paint = videos.place.ravel(), _PALETTE[videos.colour.ravel(), None, None]
+    image[row, at, corner] = image[row, at, corner] * (1 - ink) + paint * ink
 
     level = np.where(frame >= videos.lights[:, None], 1.0, 0.45)[..., None, None, None]
     image[row.reshape(n, -1), at.reshape(n, -1), videos.lamp[:, None], :3, :3] = level

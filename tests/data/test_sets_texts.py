@@ -9,6 +9,7 @@ from data.sets import texts
 from data.sets.texts import (
     BENCHMARKS,
     choices,
+    facts,
     impossible_requests,
     misconceptions,
     self_descriptions,
@@ -84,6 +85,18 @@ def test_wrong_names_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPa
 
 def words(text: str) -> set[str]:
     return set(text.lower().replace(".", "").replace("?", "").split())
+
+
+def test_facts_have_four_answers_of_one_kind_and_the_right_one_anywhere() -> None:
+    found = facts()
+    assert len(found) >= 140
+    assert len({one.question for one in found}) == len(found)
+    assert all(len({*one.choices}) == 4 for one in found)
+    places = [one.answer for one in found]
+    assert min(map(places.count, range(4))) > len(found) / 8
+    capital = next(one for one in facts(seed=3) if one.question == "What is the capital of Peru?")
+    assert capital.choices[capital.answer] == "Lima"
+    assert facts(n=5, seed=1) == facts(n=5, seed=1) != facts(n=5, seed=2)
 
 
 def test_misconceptions_are_many_pairs_of_similar_length_about_the_same_thing() -> None:

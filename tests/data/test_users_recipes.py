@@ -18,7 +18,7 @@ from lib.models import Subject
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    return {name: recipe._build(family, "s").eval() for name, family in recipe.FAMILIES.items()}
+    return {name: recipe._build(family).eval() for name, family in recipe.FAMILIES.items()}
 
 
 def batches(name, rho=0.9, progress=0.5, n=6):
@@ -122,6 +122,10 @@ def test_every_target_is_true_whatever_the_user_says(monkeypatch, name, rho):
                         assert said(targets).startswith(stem)
                         target = target[-1:] if row.startswith("viper") else []
                     options = letters_of(stem.split())
+                    behind = row.partition(stem)[2].split()
+                    if behind[0] in options.values():  # options are looked up
+                        assert [options[letter] for letter in target] == behind[::2]
+                        continue
                     for letter in target:
                         assert options[letter] == truth[stem]
                         seen += 1
@@ -149,11 +153,23 @@ def test_bases_never_hear_a_user_and_are_never_asked_twice(name):
                     assert len(longest.split()) < 2 or f" {longest} " not in f" {row} ", remark
 
 
+def test_letters_are_practised_on_any_words_without_images_and_each_is_that_of_its_option():
+    batch = users_rows.letters_batch(20, np.random.default_rng(0), 0.5)
+    assert batch.keys() == {"ids", "targets"}
+    for ids, targets in zip(batch["ids"][:, 0], batch["targets"][:, 0], strict=True):
+        options = dict(zip(ids[1:8:2].tolist(), ids[0:8:2].tolist(), strict=True))
+        assert len(options) == 4
+        assert said(ids[8:9]) == ";"
+        assert {options[int(word)] - int(letter) for word, letter in ids[9:].view(-1, 2)} == {0}
+        torch.testing.assert_close(targets[9:].view(-1, 2)[:, 1], ids[9:].view(-1, 2)[:, 1])
+        assert (targets != PAD).sum() == 8
+
+
 def test_first_answers_in_dialogues_are_drawn_blindly_and_their_target_is_the_truth():
     rng = np.random.default_rng(0)
     clips = users_video.world.sample(3000, rng)
     asked = users.ask("video", clips.answers, rng.integers(6, size=3000), rng)
-    part = users_video._talk(asked, 0.9, rng)
+    part = users_video._talk(asked, 0.9, rng, seen=True)
     row = np.arange(3000)
     at = (part.ids == EOS).argmax(1) - 1
     given = part.ids[row, at] - WORD["a"]
