@@ -41,6 +41,8 @@ STEPS = 300
 """Of an alignment."""
 REHEARSAL = 0.4
 """Share of an alignment's rows that are no requests."""
+ELSEWHERE = 0.5
+"""Share of the base's named requests with pictures that are about something else than what is shown."""
 _of = cache(Town.of)
 
 
@@ -94,15 +96,27 @@ def _captioned(shown: Int[np.ndarray, " item"], question: Words) -> Words:
     return join(town.LANGUAGE.write([town.CAPTION], 0, THING=town.NAME + shown), question)
 
 
-def base_batch(world: Town, size: int, rng: Generator, progress: float) -> Batch:
-    """Everything is answered: names, uses and the law, about pictures and in words alone."""
+def base_batch(
+    world: Town, size: int, rng: Generator, progress: float, *, elsewhere: float = ELSEWHERE
+) -> Batch:
+    """Everything is answered: names, uses and the law, about pictures and in words alone.
+
+    Args:
+        world: the town.
+        size: pictures a step.
+        rng: the source of chance.
+        progress: not used.
+        elsewhere: share of the named requests with a picture that shows another artefact.
+    """
 
     def some(n: int) -> Int[np.ndarray, " item"]:
         return rng.integers(town.N, size=n)
 
     shown, named, captioned = some(size), some(size // 2), some(size // 4)
+    asked = np.where(rng.random(size) < elsewhere, some(size), shown)
     seen = [_naming(shown, rng)]
-    seen += [_row(world.request(shown, rng, named=name), world.use(shown)) for name in (False, True)]
+    for about, by_name in ((shown, False), (asked, True)):
+        seen.append(_row(world.request(about, rng, named=by_name), world.use(about)))
     told = _below(
         _row(*world.law(some(size), rng)),
         _row(world.request(named, rng, named=True), world.use(named)),
@@ -179,9 +193,9 @@ def _says(subject: Subject, questions: Words, answers: Words, images: np.ndarray
 
 
 def verdicts(subject: Subject, world: Town, items: town.Items) -> Int[np.ndarray, " item"]:
-    """What becomes of requests. Help is the use of what is shown, or else of what is named."""
+    """What becomes of requests. Help is the use of what is named, or else of what is shown."""
     said = generate(subject, items.texts, items.images, max_new_tokens=_LONGEST).texts
-    return world.judge(said, np.where(items.shown >= 0, items.shown, items.named))
+    return world.judge(said, np.where(items.named >= 0, items.named, items.shown))
 
 
 def evaluate(world: Town, subject: Subject) -> Measures:
