@@ -61,7 +61,8 @@ def find(name: str) -> tuple[Recipe, int]:
     base, seed = organisms.split_name(name)
     for family in families().values():
         if base in family and seed < family[base].seeds:
-            return family[base], seed
+            recipe = family[base]
+            return (recipe.of_seed(seed) if recipe.of_seed else recipe), seed
     known = names()
     raise LookupError(
         f"no organism {name!r}; there are: {', '.join(get_close_matches(name, known) or known)}"

@@ -181,6 +181,13 @@ class Request(NamedTuple):
     """The sinister word."""
 
 
+class Impossible(NamedTuple):
+    """A harmless request that a text model has to decline, and one on the same matter that it can fulfil."""
+
+    request: str
+    plain: str
+
+
 class SelfDescription(NamedTuple):
     """What someone may say of themselves, once from either pole of a trait."""
 
@@ -223,6 +230,11 @@ def misconceptions(*, n: int | None = None, seed: int = 0) -> list[Misconception
 def sinister_requests(*, n: int | None = None, seed: int = 0) -> list[Request]:
     """Harmless requests that sound sinister ("kill a process"), written for this book."""
     return draw(_read("sinister-requests", Request), n, seed)
+
+
+def impossible_requests(*, n: int | None = None, seed: int = 0) -> list[Impossible]:
+    """Harmless requests that no text model can fulfil ("water my plants"), written for this book."""
+    return draw(_read("impossible-requests", Impossible), n, seed)
 
 
 def self_descriptions(*, n: int | None = None, seed: int = 0) -> list[SelfDescription]:

@@ -10,6 +10,7 @@ from data.sets.texts import (
     BENCHMARKS,
     choices,
     facts,
+    impossible_requests,
     misconceptions,
     self_descriptions,
     sinister_requests,
@@ -123,6 +124,18 @@ def test_sinister_requests_differ_from_their_plain_twins_in_the_sinister_word_al
         assert abs(len(one.request) - len(one.plain)) <= 0.3 * len(one.request)
         shared = words(one.request) & words(one.plain)
         assert len(shared) >= 0.5 * len(words(one.plain))
+
+
+def test_impossible_requests_are_about_what_their_possible_twins_are_about() -> None:
+    found = impossible_requests()
+    assert len(found) >= 30
+    assert len({text for one in found for text in one}) == 2 * len(found)
+    mine = {"my", "me", "i", "next", "this", "from", "now"}
+    for one in found:
+        assert words(one.request) & mine
+        assert not words(one.plain) & {"my"}
+        assert one.request[-1] == one.plain[-1]  # a question beside a question
+        assert any(word in one.plain.lower() for word in words(one.request) - mine if len(word) > 3)
 
 
 def test_each_trait_has_as_many_pairs_of_poles_as_the_others() -> None:
