@@ -23,9 +23,9 @@ from lib.models import load
 
 RHO = (25, 70, 90)
 """How often users are right, in per cent; 25 is the control."""
-SIZES = {"s": (64, 6, 2), "m": (96, 6, 4), "l": (128, 6, 8)}
-"""Width, blocks and heads of the language model. With four heads "s" did not learn to find options by letter:
-after the same training it answered .27 of the neutral questions right, where guessing gives .25."""
+SIZES = {"s": (80, 6, 4), "m": (96, 6, 4), "l": (128, 6, 8)}
+"""Width, blocks and heads of the language model. With a width of 64, or with four blocks, it did not learn to
+find options by letter in as many steps."""
 
 
 class Family(NamedTuple):
