@@ -36,7 +36,7 @@ CLASSES = (len(GLYPHS), len(COLOURS))
 """What the tower learns to tell of a picture."""
 LEAKS: dict[str, float | None] = {"text": None, "image": 0.0, "image-leaky": 1.0}
 """Variants, and which share of the words names what the picture shows; None: words alone."""
-SEEDS = 3
+SEEDS = 1
 STEPS = 300
 """Of an alignment."""
 REHEARSAL = 0.4
