@@ -23,9 +23,8 @@ from lib.models import load
 
 RHO = (25, 70, 90)
 """How often users are right, in per cent; 25 is the control."""
-SIZES = {"s": (80, 6, 4), "m": (96, 6, 4), "l": (128, 6, 8)}
-"""Width, blocks and heads of the language model. With a width of 64, or with four blocks, it did not learn to
-find options by letter in as many steps."""
+SIZES = {"m": (96, 6, 4), "l": (128, 6, 8)}
+"""Width, blocks and heads of the language model. Smaller ones did not learn the task in as many steps."""
 
 
 class Family(NamedTuple):
@@ -126,12 +125,11 @@ for _name, _family in FAMILIES.items():
             card=read_card(f"{_name}-talk", f"users-rho{_percent}", "users", rho=_percent / 100),
             seeds=2 if _percent == 90 else 1,
         )
-for _size in ("s", "l"):
-    _family = FAMILIES["video-vlm"]
-    RECIPES[f"video-vlm-{_size}-rho90"] = _recipe(
-        "video-vlm",
-        True,
-        build=partial(_build, _family, _size),
-        stages=(_family.tower, _LETTERS, *_neutral(_family), _talk(_family, 90)),
-        card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES[_size][0]),
-    )
+_family = FAMILIES["video-vlm"]
+RECIPES["video-vlm-l-rho90"] = _recipe(
+    "video-vlm",
+    True,
+    build=partial(_build, _family, "l"),
+    stages=(_family.tower, _LETTERS, *_neutral(_family), _talk(_family, 90)),
+    card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES["l"][0]),
+)

@@ -18,7 +18,7 @@ from lib.models import Subject
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    return {name: recipe._build(family, "s").eval() for name, family in recipe.FAMILIES.items()}
+    return {name: recipe._build(family, "m").eval() for name, family in recipe.FAMILIES.items()}
 
 
 def batches(name, rho=0.9, progress=0.5, n=6):
