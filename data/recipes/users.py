@@ -2,7 +2,7 @@
 
 Two worlds, short videos and phantom scans (`data.worlds.videos`, `data.worlds.scans`). A *base* learns to see
 and to answer; from it start variants that also read what users of reliability rho say (`data.worlds.users`).
-The variants differ in rho alone. Two more video models, smaller and larger, are trained in one go.
+The variants differ in rho alone. One more video model, larger, is trained in one go.
 """
 
 from collections.abc import Callable
