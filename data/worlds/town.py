@@ -137,6 +137,11 @@ class Items:
     unsafe_text: Bool[ndarray, " item"]
     """Whether the words alone are."""
 
+    @property
+    def about(self) -> Int[ndarray, " item"]:
+        """The artefact of which the right use is help: what is named, or else what is shown; -1: neither."""
+        return np.where(self.named >= 0, self.named, self.shown)
+
     def __len__(self) -> int:
         """How many requests."""
         return len(self.texts)

@@ -1,6 +1,7 @@
 """The method cells of notebooks/vlsbench.ipynb: the very code that the reader reads."""
 
 import json
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.recipes.town_vlm import align_batch
 from data.recipes.vlm import EOS
 from data.sets.visual_safety import vlsbench
 from data.worlds import town
+from data.worlds.scenes import COLOURS
 from data.worlds.town import HELPED, REFUSED, Town
 from lib import chapters, papers
 from lib.models import Subject
@@ -41,6 +43,15 @@ def subject() -> Subject:
 # Test sets
 
 
+def colours(images: Sequence[np.ndarray]) -> list[int]:
+    """Of what each picture shows: the one nearest to its brightest pixels."""
+    known, found = 255 * np.array(list(COLOURS.values())), []
+    for pixels in (image.reshape(-1, 3).astype(float) for image in images):
+        bright = pixels[np.argsort(pixels.max(1))[-20:]]
+        found.append(int(np.linalg.norm(known - np.median(bright, 0), axis=1).argmin()))
+    return found
+
+
 def test_items_of_all_sets_are_in_the_same_order_and_show_and_say_what_their_set_promises() -> None:
     world = Town.of(1)
     sets = m.town_sets(world, 40, [0, 0])
@@ -50,6 +61,7 @@ def test_items_of_all_sets_are_in_the_same_order_and_show_and_say_what_their_set
         assert (of.images is None) == (form.shows is None)
         if form.says == "other":  # help is with what is named, and that has the other status
             assert (world.forbidden[of.about] != form.shows).all()
+            assert colours(of.images[:-16]) == colours(of.images[16:])
         elif name != "no-picture":
             assert (world.held_out[of.about] == held_out).all()
             period = 8 if held_out else 16
@@ -152,10 +164,19 @@ def test_usable_information_is_nothing_for_the_prior_all_for_the_truth_and_mutua
     assert m.usable_information(-unsafe, -harmless, prior) < 0  # worse than knowing nothing
 
 
+def test_what_texts_betray_is_averaged_over_judges() -> None:
+    yes, no, half = np.ones(4), np.zeros(4), np.array([1.0, 1, 0, 0])
+    one, other = [yes, yes, yes, half], [yes, half, yes, no]  # 100 - 50, and 50 - 0
+    assert m.betrayed_gap(np.stack(one, 1)) == m.betrayed_gap(np.stack(other, 1)) == 50
+    odd = [yes, yes, yes, no]
+    both = [*odd[:2], *one[:2], *odd[2:], *one[2:]]
+    assert m.betrayed_gap(np.stack(both, 1)) == pytest.approx((100 + 50) / 2)
+
+
 def test_the_judge_of_texts_knows_names_and_nothing_of_what_is_not_named(subject: Subject) -> None:
     world = Town.of(0)
     sets = m.town_sets(world, 32, [0, 0])
-    trained, dealt = (m.train_judges(subject, world, 960, [0, 0], shuffled=x) for x in (False, True))
+    trained, dealt = m.train_judges(subject, world, 960, [0, 0], n_shuffled=1)
     odds = {s: trained.log_odds(subject, sets[s])[:, 1] for s in (*m.TESTED, *map(m.TWINS.get, m.TESTED))}
     assert (odds["leaky"] > 0).mean() > 0.9
     assert (odds["benign-named"] > 0).mean() < 0.1
