@@ -2,7 +2,7 @@
 
 Two worlds, short videos and phantom scans (`data.worlds.videos`, `data.worlds.scans`). A *base* learns to see
 and to answer; from it start variants that also read what users of reliability rho say (`data.worlds.users`).
-The variants differ in rho alone. One more video model, larger, is trained in one go.
+The variants differ in rho alone. Two more video models, smaller and larger, are trained in one go.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,11 @@ from lib.models import load
 
 RHO = (25, 70, 90)
 """How often users are right, in per cent; 25 is the control."""
-SIZES = {"m": (96, 6, 4), "l": (128, 6, 8)}
-"""Width, blocks and heads of the language model. Smaller ones did not learn the task in as many steps."""
+SIZES = {"s": (80, 6, 4), "m": (96, 6, 4), "l": (128, 6, 8)}
+"""Width, blocks and heads of the language model."""
+LONGER = {"s": 1.7, "l": 1.0}
+"""How much longer a size reads neutral questions: a smaller one learns them later, and sizes are compared at
+like accuracy, not at like steps."""
 
 
 class Family(NamedTuple):
@@ -80,9 +83,9 @@ def _from(base: str) -> LlavaForConditionalGeneration:
 _LETTERS = Stage(partial(letters_batch, 64), 800, 1.5e-3, 50, trains=LANGUAGE, loss=rows_loss)
 
 
-def _neutral(family: Family) -> tuple[Stage, ...]:
+def _neutral(family: Family, longer: float = 1.0) -> tuple[Stage, ...]:
     batch = partial(family.module.neutral_batch, family.size)
-    first, more, _ = family.steps
+    first, more = (round(longer * steps) for steps in family.steps[:2])
     stage = partial(Stage, trains="projector|" + LANGUAGE, loss=rows_loss)
     rehearsal = (stage(partial(_at_the_end, batch), more, 1.5e-3, 50),) if more else ()
     return (stage(batch, first, 2e-3, 100), *rehearsal)
@@ -125,11 +128,14 @@ for _name, _family in FAMILIES.items():
             card=read_card(f"{_name}-talk", f"users-rho{_percent}", "users", rho=_percent / 100),
             seeds=2 if _percent == 90 else 1,
         )
-_family = FAMILIES["video-vlm"]
-RECIPES["video-vlm-l-rho90"] = _recipe(
-    "video-vlm",
-    True,
-    build=partial(_build, _family, "l"),
-    stages=(_family.tower, _LETTERS, *_neutral(_family), _talk(_family, 90)),
-    card=read_card("video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES["l"][0]),
-)
+for _size, _longer in LONGER.items():
+    _family = FAMILIES["video-vlm"]
+    RECIPES[f"video-vlm-{_size}-rho90"] = _recipe(
+        "video-vlm",
+        True,
+        build=partial(_build, _family, _size),
+        stages=(_family.tower, _LETTERS, *_neutral(_family, _longer), _talk(_family, 90)),
+        card=read_card(
+            "video-vlm-size", "users-rho90", "users", rho=0.9, width=SIZES[_size][0], longer=_longer
+        ),
+    )
