@@ -1,14 +1,30 @@
-"""Organisms that run in the reader's browser: their files, and where they stand on a chapter's page."""
+"""Organisms that run in the reader's browser: the files of the site, and where a chapter's page has them.
+
+`book/live` has the engine and the widgets, in JavaScript, and `widgets.yml`, which says which chapter has which.
+"""
 
 import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import yaml
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ConfigError
+
+from book.site.results import slug_of
+from book.site.templates import template
+from data.worlds.digits import digits
 from lib import differences
 from lib.models import check_files
 from lib.organisms import FOLDER
 
 SOURCE = Path(__file__).parents[1] / "live"
-"""The engine and the widgets, as they are written."""
+PLACE = "_static/live"
+"""Where the site has it."""
 CLASSES = {
     "GPT2LMHeadModel",
     "LlamaForCausalLM",
@@ -23,13 +39,24 @@ PARTS = {
     "generation": ("generation_config.json",),
 }
 """What the engine wants to know of an organism, and which files may have it."""
+DIGITS_A_CLASS = 6
 
 
+@dataclass(frozen=True)
+class File:
+    """An organism's file, as the page's script wants to know it."""
+
+    name: str
+    bytes: int
+    parent: str
+    """The organism whose file is needed beside it; "" if none is."""
+    used: bool
+    """Whether the widget asks the organism itself, or needs it as a parent only."""
+
+
+@cache
 def pack(name: str) -> bytes:
     """An organism as one file: its safetensors, with its configuration, tokenizer and so on as metadata.
-
-    Args:
-        name: a shipped organism.
 
     Raises:
         ValueError, FileNotFoundError: its files, or its parent's, are not the published ones.
@@ -51,16 +78,10 @@ def pack(name: str) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-def parents(name: str) -> list[str]:
-    """The organism from which another one is stored as a difference, if it is."""
-    parent = differences.parent(FOLDER / name, FOLDER)
-    return [parent.name] if parent else []
-
-
-def code(text: str) -> str:
-    """JavaScript without the comments and indentation that only its readers need; each line stays a line."""
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*", "*"))) + "\n"
+def parent(name: str) -> str:
+    """The organism from which another one is stored as a difference; "" if it is whole."""
+    folder = differences.parent(FOLDER / name, FOLDER)
+    return folder.name if folder else ""
 
 
 def supports(name: str) -> bool:
@@ -69,9 +90,91 @@ def supports(name: str) -> bool:
     return set(config["architectures"]) <= CLASSES
 
 
-def write_code(out: Path) -> None:
+@cache
+def widgets() -> dict[str, dict[str, Any]]:
+    """Slug -> what a chapter's widget lets one do, and the organisms it runs.
+
+    Raises:
+        ConfigError: a widget has no script, or an organism that the engine cannot run.
+    """
+    listed = yaml.safe_load((SOURCE / "widgets.yml").read_text(encoding="utf-8"))
+    for slug, widget in listed.items():
+        if not (SOURCE / "widgets" / f"{slug}.js").is_file():
+            raise ConfigError(f"book/live/widgets.yml: {slug} has no widgets/{slug}.js")
+        if wrong := [name for name in widget["models"] if not supports(name)]:
+            raise ConfigError(f"book/live/widgets.yml: {slug}: the engine does not run {', '.join(wrong)}")
+    return listed
+
+
+def files(slug: str) -> list[File]:
+    """The files that a chapter's widget loads."""
+    used = widgets()[slug]["models"]
+    needed = dict.fromkeys(name for model in used for name in (model, parent(model)) if name)
+    return [File(name, len(pack(name)), parent(name), name in used) for name in needed]
+
+
+def smaller(script: str) -> str:
+    """JavaScript without the comments and the indentation that only its readers need; lines stay lines."""
+    lines = (line.strip() for line in script.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*", "*"))) + "\n"
+
+
+def write_scripts(out: Path) -> None:
     """Write the engine and the widgets to a folder of the site."""
     for path in SOURCE.rglob("*.js"):
         target = out / path.relative_to(SOURCE)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(code(path.read_text(encoding="utf-8")), encoding="utf-8")
+        target.write_text(smaller(path.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copy(SOURCE / "live.css", out)
+    # For the digits of scenes and canvases: some of the test split, which no organism was trained on.
+    real = digits("test")
+    some = [real.images[real.labels == digit][:DIGITS_A_CLASS].reshape(-1, 64).tolist() for digit in range(10)]
+    (out / "digits.json").write_text(json.dumps(some, separators=(",", ":")), encoding="utf-8")
+
+
+def write_models(out: Path) -> None:
+    """Write the organisms that some widget loads to a folder of the site, one file each."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in {file.name for slug in widgets() for file in files(slug)}:
+        (out / f"{name}.safetensors").write_bytes(pack(name))
+
+
+def section(slug: str) -> str:
+    """The place of a widget on its page: what can be done there, and what the script has to load."""
+    models = [asdict(file) for file in files(slug)]
+    return template("live.html").render(slug=slug, does=widgets()[slug]["does"], models=models)
+
+
+def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put a chapter's widget after its head: title, card, findings and the figure that tells them."""
+    slug = slug_of(docname)
+    title = next(doctree.findall(nodes.title), None)
+    if slug not in widgets() or title is None:
+        return
+    siblings = title.parent.children
+    place = siblings.index(title) + 1
+    while place < len(siblings) and (
+        isinstance(siblings[place], nodes.raw)
+        or (isinstance(siblings[place], nodes.container) and "findings" in siblings[place]["classes"])
+        or (isinstance(siblings[place], nodes.figure) and siblings[place].get("main"))
+    ):
+        place += 1
+    title.parent.insert(place, nodes.raw("", section(slug), format="html"))
+
+
+def say_so(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
+    """Let the layout load the script on the pages that have a widget, and on no other."""
+    context["live"] = slug_of(page) in widgets()
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    if not error and app.builder.name == "html":
+        out = Path(app.outdir, PLACE)
+        write_scripts(out)
+        write_models(out / "models")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-resolved", insert, priority=600)  # after the card
+    app.connect("html-page-context", say_so)
+    app.connect("build-finished", write)

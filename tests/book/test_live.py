@@ -86,7 +86,7 @@ SUPPORTED = [name for name in shipped() if live.supports(name)]
 def folder(tmp_path_factory):
     """The engine, and a page that has nothing on it."""
     folder = tmp_path_factory.mktemp("live")
-    live.write_code(folder / "live")
+    live.write_scripts(folder / "live")
     (folder / "parity.js").write_bytes((program.Path(__file__).parent / "live_parity.js").read_bytes())
     (folder / "index.html").write_text("<!DOCTYPE html><title>Parity</title>")
     return folder
@@ -112,7 +112,7 @@ COMPARE = """async ([names, options]) => {
 def test_an_organism_is_the_same_in_the_browser(page, folder, name):
     found, facts = reference(name)
     save_file(found, folder / "reference.safetensors", {"facts": json.dumps(facts)})
-    files = [name, *live.parents(name)]
+    files = [name for name in (name, live.parent(name)) if name]
     for file in files:
         (folder / file).write_bytes(live.pack(file))
     result = page.evaluate(COMPARE, [["reference.safetensors", *files], {}])

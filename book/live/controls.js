@@ -1,0 +1,112 @@
+// What widgets are made of: elements, choices, sliders, switches, bars. All can be reached by the keyboard.
+
+/** An element with attributes (functions are listeners) and content. */
+export function element(tag, attributes = {}, ...content) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name, value);
+    else if (value === true || value === false) made.toggleAttribute(name, value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...content);
+  return made;
+}
+
+const labelled = (label, control) => element("label", {}, label, control);
+
+/** A choice among words; `options` are words, or pairs of value and word. */
+export function choice(label, options, change, value) {
+  const pairs = options.map((option) => [option].flat()).map(([of, word = of]) => [of, word]);
+  const select = element("select", { change: () => change(select.value) });
+  select.append(...pairs.map(([of, word]) => element("option", { value: of }, word)));
+  if (value !== undefined) select.value = value;
+  return Object.assign(labelled(label, select), { select });
+}
+
+/** A slider that says its number. */
+export function slider(label, { min, max, step = 1, value, say = String }, change) {
+  const said = element("output", {}, say(value));
+  const input = element("input", {
+    type: "range", min, max, step, value,
+    input: () => { said.textContent = say(Number(input.value)); change(Number(input.value)); },
+  });
+  return element("div", { class: "live-slider" }, labelled(label, input), said);
+}
+
+/** A line of text; it counts from the first pause in typing. */
+export function line(label, value, change, suggestions = []) {
+  let timer;
+  const later = () => { clearTimeout(timer); timer = setTimeout(() => change(input.value), 150); };
+  const input = element("input", { type: "text", value, autocomplete: "off", spellcheck: "false", input: later });
+  const made = element("label", { class: "live-line" }, label, input);
+  if (suggestions.length) {
+    const id = `live-${label.replace(/\W/g, "-")}`;
+    input.setAttribute("list", id);
+    made.append(element("datalist", { id }, ...suggestions.map((text) => element("option", { value: text }))));
+  }
+  return Object.assign(made, { input });
+}
+
+/** A button that is on or off. */
+export function toggle(text, on, change, label = text) {
+  const button = element("button", {
+    type: "button", class: "live-toggle", "aria-pressed": String(on), "aria-label": label,
+    click: () => {
+      const now = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(now));
+      change(now);
+    },
+  }, text);
+  return button;
+}
+
+/** A group of controls with a name. */
+export function group(label, ...content) {
+  return element("div", { class: "live-group", role: "group", "aria-label": label }, element("p", { class: "live-label" }, label), ...content);
+}
+
+const percent = (p) => `${(100 * p).toFixed(p > 0.0995 && p < 0.9995 ? 0 : 1)} %`;
+
+/** Bars for rows of [word, share, mark?]; they replace what stands in `box`. */
+export function bars(box, caption, rows, say = percent) {
+  const largest = Math.max(1e-9, ...rows.map(([, share]) => Math.abs(share)), say === percent ? 1 : 0);
+  const body = rows.map(([word, share, mark]) => element(
+    "tr", mark ? { class: mark } : {},
+    element("th", { scope: "row" }, word),
+    element("td", {}, element("span", { class: `live-bar${share < 0 ? " less" : ""}`, style: `--share:${Math.abs(share) / largest}` })),
+    element("td", {}, say(share)),
+  ));
+  box.replaceChildren(element("table", { class: "live-bars" }, element("caption", {}, caption), element("tbody", {}, ...body)));
+}
+
+/** The most probable words and their probabilities. */
+export function top(probabilities, words, n) {
+  const ranked = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
+  return ranked.slice(0, n).map((id) => [words[id], probabilities[id]]);
+}
+
+/** Numbers from 0 to 1 as shades of a canvas, `side` x `side`. */
+export function heat(values, side, label) {
+  const canvas = element("canvas", { width: side, height: side, class: "live-heat", role: "img", "aria-label": label });
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(side, side);
+  values.forEach((value, i) => {
+    const v = Math.max(0, Math.min(1, value));
+    // From dark blue over red to pale yellow, the same in light and dark.
+    picture.data.set([255 * Math.min(1, 1.6 * v), 255 * v ** 1.8, 255 * (0.25 + 0.35 * Math.sin(Math.PI * v)), 255], 4 * i);
+  });
+  context.putImageData(picture, 0, 0);
+  return canvas;
+}
+
+/** Normal random numbers, the same for the same seed (mulberry32, Box and Muller). */
+export function normals(seed) {
+  let state = seed >>> 0;
+  const uniform = () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+  return Object.assign(() => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform()), { uniform });
+}
