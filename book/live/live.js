@@ -76,7 +76,7 @@ for (const section of document.querySelectorAll(".live")) {
         status.textContent = "";
         section.insertBefore(stage, status);
         section.append(close);
-        module.show(stage, ask);
+        Promise.resolve(module.show(stage, ask)).catch((error) => failed(error.message));
         stage.focus({ preventScroll: true });
       } else if (data.error && !busy) failed(data.error);
       else {

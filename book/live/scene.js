@@ -131,3 +131,20 @@ export function scene(text) {
   }
   return cells;
 }
+
+/** How a caption fits a scene: objects that it finds, of those there, and mentions of objects that are not there. */
+export function caption(text, cells) {
+  const mentions = text.split(" ").filter((word) => OBJECTS.includes(word));
+  const there = new Set(cells.filter(Boolean).map(({ object }) => object));
+  const wrong = mentions.filter((word) => !there.has(word)).length;
+  return { found: new Set(mentions.filter((word) => there.has(word))).size, there: there.size, wrong };
+}
+
+/** A caption's words, objects that are not in the scene marked. */
+export function said(text, cells) {
+  const there = cells.filter(Boolean).map(({ object }) => object);
+  return text.split(" ").flatMap((word) => {
+    const wrong = OBJECTS.includes(word) && !there.includes(word);
+    return [wrong ? element("strong", { class: "wrong", title: "not in the scene" }, word) : word, " "];
+  });
+}
