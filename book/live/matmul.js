@@ -82,7 +82,6 @@ export function hasSimd() {
  */
 export class Products {
   constructor(room, widest, simd = hasSimd()) {
-    this.name = simd ? "WebAssembly" : "JavaScript";
     if (!simd) return;
     this.x = 0; // addresses in bytes: four rows of x, four of y, then the weights
     this.y = 16 * (widest + 4);
@@ -90,8 +89,8 @@ export class Products {
     const bytes = this.next + 4 * room + 16;
     try {
       this.memory = new WebAssembly.Memory({ initial: Math.ceil(bytes / 65536) });
-    } catch (error) {
-      throw new Error(`the browser has no room for this model: it needs ${Math.ceil(bytes / 1e6)} MB`, { cause: error });
+    } catch {
+      throw new Error(`the browser has no room for this model: it needs ${Math.ceil(bytes / 1e6)} MB`);
     }
     this.floats = new Float32Array(this.memory.buffer);
     const { exports } = new WebAssembly.Instance(new WebAssembly.Module(program()), { page: { memory: this.memory } });

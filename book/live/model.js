@@ -78,7 +78,7 @@ function dimensions(config) {
 
 function gpt2(store, config) {
   const [dModel, nHeads] = [config.n_embd, config.n_head];
-  if (config.scale_attn_by_inverse_layer_idx) throw new Error("scores that are scaled by the layer's number are not supported");
+  if (config.scale_attn_by_inverse_layer_idx) throw new Error("scores scaled by the layer's number are not supported");
   const facts = {
     name: "text", dModel, nHeads, nKvHeads: nHeads, dHead: dModel / nHeads, eps: config.layer_norm_epsilon,
     act: config.activation_function, causal: true,
@@ -98,8 +98,9 @@ function gpt2(store, config) {
   };
 }
 
+const QKV = { q: "self_attn.q_proj", k: "self_attn.k_proj", v: "self_attn.v_proj" };
 const LLAMA = {
-  norm1: "input_layernorm", q: "self_attn.q_proj", k: "self_attn.k_proj", v: "self_attn.v_proj", o: "self_attn.o_proj",
+  norm1: "input_layernorm", ...QKV, o: "self_attn.o_proj",
   norm2: "post_attention_layernorm", gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj",
 };
 
@@ -115,57 +116,51 @@ function llama(store, config, path = "") {
   };
 }
 
+/** Names in a vision tower: those of a block's parts, of the list of blocks, and of what embeds a picture. */
 const CLIP = {
-  norm1: "layer_norm1", q: "self_attn.q_proj", k: "self_attn.k_proj", v: "self_attn.v_proj", o: "self_attn.out_proj",
-  norm2: "layer_norm2", up: "mlp.fc1", down: "mlp.fc2",
+  norm1: "layer_norm1", ...QKV, o: "self_attn.out_proj", norm2: "layer_norm2", up: "mlp.fc1", down: "mlp.fc2",
 };
-
+const CLIP_EMBEDS = ["encoder.layers", "class_embedding", "patch_embedding", "position_embedding.weight"];
 const VIT = {
   norm1: "layernorm_before", q: "attention.attention.query", k: "attention.attention.key", v: "attention.attention.value",
   o: "attention.output.dense", norm2: "layernorm_after", up: "intermediate.dense", down: "output.dense",
 };
+const VIT_EMBEDS = ["encoder.layer", "cls_token", "patch_embeddings.projection", "position_embeddings"];
 
 /** A vision tower: a class token, then the patches. */
-function vision(store, config, path, names, parts) {
+function vision(store, config, path, names, [list, first, embed, positions]) {
   const facts = { name: "vision", ...dimensions(config), eps: config.layer_norm_eps, causal: false };
   return {
-    tower: new Tower(facts, blocks(store, `${path}.${parts.blocks}`, config.num_hidden_layers, names), store.products),
-    class: store.vector(`${path}.embeddings.${parts.class}`),
-    embed: store.linear(`${path}.embeddings.${parts.patch}`),
-    positions: store.vector(`${path}.embeddings.${parts.positions}`),
+    tower: new Tower(facts, blocks(store, `${path}.${list}`, config.num_hidden_layers, names), store.products),
+    first: store.vector(`${path}.embeddings.${first}`),
+    embed: store.linear(`${path}.embeddings.${embed}`),
+    positions: store.vector(`${path}.embeddings.${positions}`),
     channels: config.num_channels,
     side: config.image_size,
     patch: config.patch_size,
   };
 }
 
-const BUILDERS = {
-  GPT2LMHeadModel: (store, config) => ({ text: gpt2(store, config) }),
-  LlamaForCausalLM: (store, config) => ({ text: llama(store, config) }),
-  LlavaForConditionalGeneration(store, config) {
+/** What makes a model of a class from its weights, its configuration and its other files (`part`). */
+export const BUILDERS = {
+  GPT2LMHeadModel: (store, config, part) => new Model({ text: gpt2(store, config) }, store, config, part),
+  LlamaForCausalLM: (store, config, part) => new Model({ text: llama(store, config) }, store, config, part),
+  LlavaForConditionalGeneration(store, config, part) {
     if (config.vision_feature_layer !== -1 || config.vision_feature_select_strategy !== "default") {
-      throw new Error("image features of other layers than the last, or with the class token, are not supported");
+      throw new Error("image features of another layer than the last are not supported");
     }
-    const parts = {
-      blocks: "encoder.layers", class: "class_embedding", patch: "patch_embedding", positions: "position_embedding.weight",
+    const sight = {
+      ...vision(store, config.vision_config, "vision_tower", CLIP, CLIP_EMBEDS),
+      before: store.norm("vision_tower.pre_layrnorm"),
+      projector: ["linear_1", "linear_2"].map((name) => store.linear(`multi_modal_projector.${name}`)),
+      act: activation(config.projector_hidden_act),
     };
-    return {
-      text: llama(store, config.text_config, "language_model."),
-      vision: {
-        ...vision(store, config.vision_config, "vision_tower", CLIP, parts),
-        before: store.norm("vision_tower.pre_layrnorm"),
-        projector: ["linear_1", "linear_2"].map((name) => store.linear(`multi_modal_projector.${name}`)),
-        act: activation(config.projector_hidden_act),
-      },
-      imageToken: config.image_token_index,
-    };
+    return new Model({ text: llama(store, config.text_config, "language_model."), sight }, store, config, part);
   },
-  ViTForImageClassification(store, config) {
-    const parts = {
-      blocks: "encoder.layer", class: "cls_token", patch: "patch_embeddings.projection", positions: "position_embeddings",
-    };
-    const tower = { ...vision(store, config, "vit", VIT, parts), norm: store.norm("vit.layernorm"), head: store.linear("classifier") };
-    return { vision: tower };
+  ViTForImageClassification(store, config, part) {
+    const tower = vision(store, config, "vit", VIT, VIT_EMBEDS);
+    const sight = { ...tower, norm: store.norm("vit.layernorm"), head: store.linear("classifier") };
+    return new Model({ sight }, store, config, part);
   },
 };
 
@@ -186,12 +181,12 @@ export function open(file, parent, { simd } = {}) {
   if (!(kind in BUILDERS)) throw new Error(`${kind} is not supported here: ${Object.keys(BUILDERS).join(", ")} are`);
   if (metadata.parent && !parent) throw new Error(`these weights are a difference from those of ${metadata.parent.split(" ")[0]}`);
   const store = new Store(metadata.parent ? join(tensors, read(parent).tensors) : tensors, simd);
-  return new Model(BUILDERS[kind](store, config), store.products, config, part);
+  return BUILDERS[kind](store, config, part);
 }
 
 class Model {
-  constructor({ text, vision: sight, imageToken }, products, config, part) {
-    Object.assign(this, { text, vision: sight, imageToken, products, config });
+  constructor({ text, sight }, { products }, config, part) {
+    Object.assign(this, { text, vision: sight, products, imageToken: config.image_token_index });
     /** The towers, the one that hooks mean first. */
     this.towers = [text, sight].filter(Boolean).map(({ tower }) => tower);
     this.tokenizer = text && new Tokenizer(part("tokenizer"));
@@ -219,10 +214,10 @@ class Model {
   /** The residual stream of the vision tower after its blocks, the class token first. */
   #look(image, hooks) {
     const { tower, embed, positions, channels, side, patch, before } = this.vision;
-    if (image.length !== channels * side * side) throw new Error(`the image has ${image.length} numbers; the model reads ${channels * side * side}`);
+    if (image.length !== channels * side * side) throw new Error(`the image has ${image.length} numbers, not ${channels * side * side}`);
     const n = this.nPatches;
     const x = new Float32Array((n + 1) * tower.dModel);
-    x.set(this.vision.class);
+    x.set(this.vision.first);
     x.set(this.products.linear(patches(image, channels, side, patch), n, embed), tower.dModel);
     const embedded = tower.tap(hooks, "embed", 0, add(x, positions), n + 1, tower.dModel);
     return tower.run(before ? normalise(embedded, before, tower.eps) : embedded, hooks);
@@ -250,18 +245,18 @@ class Model {
     const { dModel } = tower;
     cache ??= new Cache(tower.nLayers);
     if (ids.some((id) => !(id >= 0 && id < table.shape[0]))) throw new Error(`a token is none of the model's ${table.shape[0]}`);
-    if (positions && cache.length + ids.length > positions.shape[0]) {
-      throw new Error(`the text has ${cache.length + ids.length} tokens, but the model ${positions.shape[0]} positions: shorten it`);
-    }
+    const end = cache.length + ids.length;
+    if (positions && end > positions.shape[0]) throw new Error(`the text has ${end} tokens, the model ${positions.shape[0]} positions: shorten it`);
+    const row = (data, i) => data.subarray(i * dModel, (i + 1) * dModel);
     let x = new Float32Array(ids.length * dModel);
-    ids.forEach((id, t) => x.set(table.data.subarray(id * dModel, (id + 1) * dModel), t * dModel));
+    ids.forEach((id, t) => x.set(row(table.data, id), t * dModel));
     x = tower.tap(resolved, "embed", 0, x, ids.length, dModel);
-    if (positions) add(x, positions.data.subarray(cache.length * dModel, (cache.length + ids.length) * dModel));
+    if (positions) add(x, positions.data.subarray(cache.length * dModel, end * dModel));
     const places = ids.flatMap((id, t) => (id === this.imageToken ? [t] : []));
     if (places.length) {
       features ??= this.features(image, hooks);
       if (features.length !== places.length * dModel) throw new Error(`${places.length} image tokens, but a picture gives ${this.nPatches}`);
-      places.forEach((t, n) => x.set(features.subarray(n * dModel, (n + 1) * dModel), t * dModel));
+      places.forEach((t, n) => x.set(row(features, n), t * dModel));
     }
     return { logits: this.lens(tower.run(x, resolved, cache)), cache };
   }

@@ -4,7 +4,7 @@ export class Tokenizer {
   /** @param {object} file - the content of tokenizer.json */
   constructor({ model, added_tokens, normalizer, pre_tokenizer, post_processor }) {
     if (model.type !== "WordLevel" || pre_tokenizer?.type !== "WhitespaceSplit") {
-      throw new Error(`a tokenizer of the kind ${model.type} is not supported: WordLevel between spaces is`);
+      throw new Error(`a tokenizer of the kind ${model.type} is not supported`);
     }
     this.ids = new Map(Object.entries(model.vocab));
     this.words = [];
@@ -21,7 +21,7 @@ export class Tokenizer {
     this.normalise = normaliser(normalizer);
     const template = post_processor?.single ?? [];
     this.before = template.filter((part) => part.SpecialToken).map((part) => this.ids.get(part.SpecialToken.id));
-    if (template.length && !template.at(-1).Sequence) throw new Error("a tokenizer that ends texts with a token is not supported");
+    if (template.length && !template.at(-1).Sequence) throw new Error("a tokenizer that puts tokens behind a text is not supported");
   }
 
   /** A text's tokens; with those that the tokenizer puts first unless `special` is false. */

@@ -23,7 +23,7 @@ const ACTIVATIONS = {
 };
 
 export function activation(name) {
-  if (!(name in ACTIVATIONS)) throw new Error(`the activation ${name} is not supported: ${Object.keys(ACTIVATIONS).join(", ")} are`);
+  if (!(name in ACTIVATIONS)) throw new Error(`the activation ${name} is not supported`);
   return ACTIVATIONS[name];
 }
 

@@ -41,7 +41,7 @@ addEventListener("message", async ({ data }) => {
       postMessage({ ready: true });
     } else postMessage({ result: await widget.compute(models, data.request) });
   } catch (error) {
-    const offline = error instanceof TypeError && !widget ? "the model could not be fetched: is the network there?" : "";
-    postMessage({ error: offline || error.message });
+    const isOffline = error instanceof TypeError && !widget; // what fetch throws
+    postMessage({ error: isOffline ? "the model could not be fetched: is the network there?" : error.message });
   }
 });

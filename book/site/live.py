@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,6 +27,7 @@ SOURCE = Path(__file__).parents[1] / "live"
 PLACE = "_static/live"
 """Where the site has it."""
 CLASSES = {
+    "Denoiser",
     "GPT2LMHeadModel",
     "LlamaForCausalLM",
     "LlavaForConditionalGeneration",
@@ -115,7 +117,8 @@ def files(slug: str) -> list[File]:
 
 def smaller(script: str) -> str:
     """JavaScript without the comments and the indentation that only its readers need; lines stay lines."""
-    lines = (line.strip() for line in script.splitlines())
+    # A comment at the end of a line is one if no quote follows that would make it part of a string.
+    lines = (re.sub(r"\s+// [^\"'`]*$", "", line).strip() for line in script.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/*", "*"))) + "\n"
 
 
