@@ -1,6 +1,6 @@
 """Organisms that run in the reader's browser: the files of the site, and where a chapter's page has them.
 
-`book/live` has the engine and the widgets, in JavaScript, and `widgets.yml`, which says which chapter has which.
+`book/live` has the engine and the widgets, in JavaScript, and `widgets.yml`, which says what each chapter has.
 """
 
 import json
@@ -129,10 +129,15 @@ def write_scripts(out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(smaller(path.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copy(SOURCE / "live.css", out)
-    # For the digits of scenes and canvases: some of the test split, which no organism was trained on.
+    (out / "digits.json").write_text(json.dumps(some_digits(), separators=(",", ":")), encoding="utf-8")
+
+
+def some_digits() -> list[list[list[int]]]:
+    """For scenes and canvases, of each class some handwritten digits that no organism was trained on."""
     real = digits("test")
-    some = [real.images[real.labels == digit][:DIGITS_A_CLASS].reshape(-1, 64).tolist() for digit in range(10)]
-    (out / "digits.json").write_text(json.dumps(some, separators=(",", ":")), encoding="utf-8")
+    return [
+        real.images[real.labels == digit][:DIGITS_A_CLASS].reshape(-1, 64).tolist() for digit in range(10)
+    ]
 
 
 def write_models(out: Path) -> None:

@@ -1,21 +1,28 @@
-"""The engine that runs organisms in the browser, against `lib` on the same inputs."""
+"""The organisms in the browser: the engine against `lib` on the same inputs, and the widgets' own methods."""
 
 import json
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import browser as program
 import numpy as np
 import pytest
 import torch
+from numpy import ndarray
 from safetensors.torch import save_file
 from torch import Tensor
 
 from book.site import live
+from data.recipes.diffusion import load_denoiser
 from data.worlds import scene_words, scenes
-from lib.generate import generate
+from lib import chapters
+from lib.generate import generate, next_logprobs
 from lib.hooks import capture, edit
 from lib.models import Subject, load
-from lib.organisms import shipped
+from lib.organisms import FOLDER, shipped
+from lib.probes import cka_map
 from lib.sites import SITES
 
 pytestmark = [
@@ -24,6 +31,37 @@ pytestmark = [
 ]
 browsing = pytest.importorskip("browsing")
 
+DENOISERS = [name for name in shipped() if "ddpm" in name]
+TRANSFORMERS = [name for name in shipped() if live.supports(name) and name not in DENOISERS]
+ENGINE = ("hooks", "matmul", "model", "pictures", "text", "transformer", "weights", "worker")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The scripts as the site has them, and a page that has nothing on it."""
+    folder = tmp_path_factory.mktemp("live")
+    live.write_scripts(folder / "live")
+    (folder / "parity.js").write_bytes((Path(__file__).parent / "live_parity.js").read_bytes())
+    (folder / "index.html").write_text("<!DOCTYPE html><title>Parity</title>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(chromium, folder):
+    with browsing.served(folder) as address:
+        page = chromium.new_page()
+        page.goto(address + "index.html")
+        yield page
+        page.close()
+
+
+def test_the_engine_is_small(folder):
+    assert sum((folder / "live" / f"{name}.js").stat().st_size for name in ENGINE) < 30_000
+
+
+def test_every_shipped_organism_is_supported():
+    assert [name for name in shipped() if not live.supports(name)] == []
+
 
 def shake(activation: Tensor) -> Tensor:
     """The edit of every site, in live_parity.js too: it tells every number's place in the activation."""
@@ -31,17 +69,22 @@ def shake(activation: Tensor) -> Tensor:
     return 0.5 * activation + 0.25 * places.to(activation)
 
 
-def example(subject: Subject, rng: np.random.Generator) -> tuple[str | None, np.ndarray | None]:
+def example(subject: Subject, rng: np.random.Generator) -> tuple[str | None, ndarray | None]:
     """A text of words that the organism knows, and a picture, as far as it reads such things."""
     if subject.tokenizer is None:
         side = subject.model.config.image_size
         return None, rng.integers(0, 256, (side, side), dtype=np.uint8)
     words = [word for word in subject.tokenizer.get_vocab() if not word.startswith("<")]
-    text = " ".join(rng.choice(sorted(words), 10))
     if not subject.image_token_ids:
-        return text, None
+        return " ".join(rng.choice(sorted(words), 10)), None
     scene = scenes.sample(1, rng)
     return scene_words.text(scene_words.ask("colour", scene, rng).prompt[0]), scenes.draw(scene, rng)[0]
+
+
+def rgba(picture: ndarray) -> ndarray:
+    """A picture as a canvas has it."""
+    colours = picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
+    return np.concatenate([colours, np.full_like(colours[..., :1], 255)], -1)
 
 
 @torch.no_grad()
@@ -57,10 +100,8 @@ def reference(name: str) -> tuple[dict[str, Tensor], dict]:
     found = {"logits": run().logits[0]}
     facts = {"text": text, "images": int(picture is not None), "ids": None, "answer": None, "edits": []}
     if picture is not None:
-        grey = picture.reshape(*picture.shape[:2], -1)
-        rgba = np.concatenate([grey[..., [0, -1, -1]], np.full_like(grey[..., :1], 255)], -1)
-        rgba[..., : grey.shape[-1]] = grey
-        found |= {"picture": torch.tensor(rgba).float(), "pixels": inputs["pixel_values"][0]}
+        pixels = torch.from_numpy(rgba(picture)).float()
+        found |= {"picture": pixels, "pixels": inputs["pixel_values"][0]}
     if text is not None:
         facts["ids"] = inputs["input_ids"][0].tolist()
         facts["answer"] = generate(subject, texts, images, max_new_tokens=12).ids[0].tolist()
@@ -79,53 +120,374 @@ def reference(name: str) -> tuple[dict[str, Tensor], dict]:
     return {key: x.contiguous().clone() for key, x in found.items()}, facts
 
 
-SUPPORTED = [name for name in shipped() if live.supports(name)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The engine, and a page that has nothing on it."""
-    folder = tmp_path_factory.mktemp("live")
-    live.write_scripts(folder / "live")
-    (folder / "parity.js").write_bytes((program.Path(__file__).parent / "live_parity.js").read_bytes())
-    (folder / "index.html").write_text("<!DOCTYPE html><title>Parity</title>")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def page(chromium, folder):
-    with browsing.served(folder) as address:
-        page = chromium.new_page()
-        page.goto(address + "index.html")
-        yield page
-        page.close()
-
-
 COMPARE = """async ([names, options]) => {
     const fetched = names.map(async (name) => (await fetch(name)).arrayBuffer());
     const [reference, file, parent] = await Promise.all(fetched);
     return (await import("./parity.js")).compare(file, parent, reference, options);
 }"""
+LIMITS = {"pixels": 1e-6, "tokens": 0, "logits": 1e-4, "pattern": 1e-5, "capture": 1e-5, "edit": 1e-4}
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
-def test_an_organism_is_the_same_in_the_browser(page, folder, name):
-    found, facts = reference(name)
-    save_file(found, folder / "reference.safetensors", {"facts": json.dumps(facts)})
-    files = [name for name in (name, live.parent(name)) if name]
+def too_large(page, folder, name: str, **options: bool) -> dict[str, float | None]:
+    """The differences between the browser and `lib` that are above their limit; None is not a number."""
+    tensors, facts = reference(name)
+    save_file(tensors, folder / "reference.safetensors", {"facts": json.dumps(facts)})
+    files = [file for file in (name, live.parent(name)) if file]
     for file in files:
         (folder / file).write_bytes(live.pack(file))
-    result = page.evaluate(COMPARE, [["reference.safetensors", *files], {}])
-    assert check(result) == {}
-
-
-def check(result: dict) -> dict[str, float]:
-    """The differences that are too large."""
-    limits = {"pixels": 1e-6, "tokens": 0, "logits": 1e-4, "pattern": 1e-5, "capture": 1e-5, "edit": 1e-4}
-    assert result["said"] == result["answer"]
+    result = page.evaluate(COMPARE, [["reference.safetensors", *files], options])
     differences = result["differences"]
-    assert len(differences) > 2 * len(SITES)
-    # None is NaN on its way through JSON.
-    return {
-        key: x for key, x in differences.items() if x is None or not x <= limits[key.partition(" ")[0]]
-    }
+    assert len(differences) >= 2 * len(SITES) + 2  # all was compared
+    assert result["said"] == result["answer"]
+    limits = {key: LIMITS[key.partition(" ")[0]] for key in differences}
+    return {key: x for key, x in differences.items() if x is None or not x <= limits[key]}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_an_organism_is_the_same_in_the_browser(page, folder, name):
+    assert too_large(page, folder, name) == {}
+
+
+@pytest.mark.parametrize("name", ["docstring-gpt", "concept-vlm"])
+def test_plain_javascript_computes_the_same(page, folder, name):
+    assert too_large(page, folder, name, simd=False) == {}
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_denoiser_is_the_same_in_the_browser(page, folder, name):
+    (folder / name).write_bytes(live.pack(name))
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    run = """async ([name, x, levels]) => {
+        await import("./live/denoiser.js");
+        const model = (await import("./live/model.js")).open(await (await fetch(name)).arrayBuffer());
+        return levels.map((t) => [...model.forward(Float32Array.from(x), t)]);
+    }"""
+    levels = [0, 37, 500, 999]
+    found = page.evaluate(run, [name, noise.flatten().tolist(), levels])
+    model = load_denoiser(FOLDER / name)
+    with torch.no_grad():
+        expected = torch.stack([model(noise, torch.full((3,), t)).sample for t in levels])
+    torch.testing.assert_close(torch.tensor(found), expected.reshape(4, -1), atol=1e-4, rtol=0)
+
+
+OPEN = """async ([name, change]) => {
+    const { open } = await import("./live/model.js");
+    const { capture } = await import("./live/hooks.js");
+    const bytes = await (await fetch(name)).arrayBuffer();
+    const tried = {
+        incomplete: () => open(bytes.slice(0, bytes.byteLength - 8)),
+        empty: () => open(new ArrayBuffer(0)),
+        long: () => open(bytes).forward({ ids: new Array(40).fill(3) }),
+        token: () => open(bytes).forward({ ids: [1000] }),
+        site: () => open(bytes).forward({ ids: [1] }, [capture("residual")]),
+        layer: () => open(bytes).forward({ ids: [1] }, [capture("z", { layers: [3] })]),
+        tower: () => open(bytes).forward({ ids: [1] }, [capture("z", { tower: "vision" })]),
+    };
+    try { tried[change](); } catch (error) { return error.message; }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("incomplete", "the weights are incomplete"),
+        ("empty", "no safetensors"),
+        ("long", "the text has 40 tokens, the model 32 positions"),
+        ("token", "a token is none of the model's 52"),
+        ("site", "no site residual; the sites are embed, "),
+        ("layer", "no layer 3 of site z: there are 3"),
+        ("tower", "no vision tower; there is text"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_words(page, folder, change, said):
+    (folder / "ioi-gpt").write_bytes(live.pack("ioi-gpt"))
+    assert said in page.evaluate(OPEN, ["ioi-gpt", change])
+
+
+class Constant:
+    """Stands in for a generator: every number is the middle of its range, or its mean."""
+
+    def uniform(self, low: float, high: float, size: Any) -> ndarray:
+        return np.full(size, (low + high) / 2)
+
+    def random(self, size: Any) -> ndarray:
+        return np.full(size, 0.5)
+
+    def standard_normal(self, size: Any, dtype: type = float) -> ndarray:
+        return np.zeros(size, dtype)
+
+    def integers(self, high: int, size: Any) -> ndarray:
+        return np.zeros(size, int)
+
+
+def test_a_scene_is_drawn_as_its_world_draws_it(page):
+    kinds = np.arange(len(scenes.OBJECTS))
+    objects = np.full((2, scenes.N_CELLS), -1)
+    objects[0], objects[1, :2] = kinds[:16], kinds[16:]
+    some = scenes.Scenes(objects, np.where(objects < 0, -1, objects % len(scenes.COLOURS)))
+    expected = scenes.draw(some, Constant(), split="test").astype(int)
+    draw = """async ([objects, colours, digits]) => {
+        const { COLOURS, OBJECTS, draw } = await import("./live/scene.js");
+        const names = Object.keys(COLOURS);
+        const cell = (object, i) => (object < 0 ? null : { object: OBJECTS[object], colour: names[colours[i]] });
+        const cells = objects.map(cell);
+        return [...draw(cells, digits).data];
+    }"""
+    digits = live.some_digits()
+    chosen = scenes.digits("test")
+    for name, digit in scenes.DIGITS.items():  # of the world's images, the one that is drawn here
+        own = np.nonzero(chosen.labels == digit)[0]
+        digits[digit][0] = chosen.images[own[len(own) // 2]].ravel().tolist()
+        assert name in scenes.OBJECTS
+    for i in range(2):
+        found = page.evaluate(draw, [some.objects[i].tolist(), some.colours[i].tolist(), digits])
+        assert np.abs(np.reshape(found, (64, 64, 4))[..., :3] - expected[i]).max() <= 1
+
+
+# What widgets compute beside what the chapters' own methods, or `lib`, compute.
+
+
+@pytest.fixture(scope="module")
+def compute(page, folder):
+    """A widget's answer to a request."""
+    live.write_models(folder / "live" / "models")
+    script = """async ([slug, files, request]) => {
+        const { open } = await import("./live/model.js");
+        const widget = await import(`./live/widgets/${slug}.js`);
+        const [buffers, models] = [{}, {}];
+        for (const { name } of files) {
+            buffers[name] = await (await fetch(`./live/models/${name}.safetensors`)).arrayBuffer();
+        }
+        for (const { name, parent, used } of files) {
+            if (used) models[name] = open(buffers[name], buffers[parent]);
+        }
+        const plain = (key, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+        return JSON.parse(JSON.stringify(await widget.compute(models, request), plain));
+    }"""
+
+    def ask(slug: str, **request: Any) -> dict:
+        return page.evaluate(script, [slug, [vars(file) for file in live.files(slug)], request])
+
+    return ask
+
+
+subject = cache(load)
+
+
+def as_request(picture: ndarray) -> dict:
+    height, width = picture.shape[:2]
+    return {"data": rgba(picture).ravel().tolist(), "width": width, "height": height}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A scene with noise on its objects, and its picture."""
+    rng = np.random.default_rng(4)
+    some = scenes.sample(1, rng, pairs=(2, 2))
+    return some, scenes.draw(some, rng, split="test", cell_noise=0.8)[0]
+
+
+@torch.no_grad()
+def test_knocked_out_heads_say_what_they_say_on_the_other_prompt(compute):
+    model = subject("ioi-gpt")
+    clean = "now now well Dan and Sam walked , now Dan sent to"
+    other = "now now well Tess and Amos walked , now Flo sent to"
+    out = [[1, 2], [2, 0], [2, 3]]
+    found = compute("pahq", name="ioi-gpt", prompt=clean, other=other, out=[f"{a}.{b}" for a, b in out])
+    with capture(model, "z") as spoken:
+        model.model(**model.encode([other]))
+
+    def patched(layer: int, heads: list[int]):
+        def patch(z: Tensor) -> Tensor:
+            z[:, :, heads] = spoken[layer][:, :, heads]
+            return z
+
+        return edit(model, "z", layer=layer, fn=patch)
+
+    base = next_logprobs(model, [clean])[0]
+    with patched(1, [2]), patched(2, [0, 3]):
+        left = next_logprobs(model, [clean])[0]
+    vocabulary = model.tokenizer.get_vocab()
+    assert found["answer"] == "Sam"
+    for word, p in found["before"]:
+        assert p == pytest.approx(base[vocabulary[word]].exp().item(), abs=1e-5)
+    for word, p in found["after"]:
+        assert p == pytest.approx(left[vocabulary[word]].exp().item(), abs=1e-5)
+    for layer in range(model.n_layers):
+        for head in range(model.n_heads):
+            with patched(layer, [head]):
+                lost = base - next_logprobs(model, [clean])[0]
+            assert found["effects"][layer][head] == pytest.approx(lost[vocabulary["Sam"]].item(), abs=1e-3)
+
+
+@torch.no_grad()
+def test_attention_that_is_off_adds_nothing(compute):
+    model, digits, chosen = subject("canvas-vit"), live.some_digits(), [4, 7, 2, 9]
+    found = compute("lambda-vit", chosen=chosen, off=[1, 4], digits=digits)
+    cells = np.array([digits[digit][cell] for cell, digit in enumerate(chosen)], np.uint8).reshape(2, 2, 8, 8)
+    canvas = cells.transpose(0, 2, 1, 3).reshape(16, 16)
+    with edit(model, "attn_out", layer=[1, 4], fn=torch.zeros_like):
+        expected = model.model(**model.encode(images=[canvas])).logits[0].softmax(-1)
+    assert found["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert compute("lambda-vit", chosen=chosen, off=[], digits=digits)["right"] > 0.8 * found["of"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["least", "most"])
+def test_simignores_walk_is_the_chapters(compute, scene, order):
+    method, model = chapters.method("simignore"), subject("scenes-vlm")
+    _, picture = scene
+    options, question = list(scenes.COLOURS), "what colour is the star"
+    request = {"question": question, "options": options, "hidden": 20, "order": order}
+    found = compute("simignore", picture=as_request(picture), **request)
+    items = type("Items", (), {"prompts": [question], "images": picture[None], "chat": None})
+    prompts = method.read(model, items)
+    ranked = method.ranking(method.pairs(model, prompts, [" ".join(options)]))
+    ignored = method.first(method.ignoring_order(ranked, order), 20)
+    assert set(found["ignored"]) == set(ignored[0].nonzero()[:, 0].tolist())
+    ids = model.tokenizer(options, add_special_tokens=False)["input_ids"]
+    for key, shown in (("whole", prompts), ("left", method.masked(prompts, ignored))):
+        expected = method.logits(model, shown)[0, [i for (i,) in ids]].softmax(-1)
+        assert found[key] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@torch.no_grad()
+def test_sinks_and_the_broadcast_are_the_chapters(compute, scene):
+    method, model = chapters.method("eah"), subject("scenes-vlm")
+    _, picture = scene
+    found = compute("eah", picture=as_request(picture), layer=1, source="dense")
+    inputs = model.encode(["describe the picture"], [picture])
+    spans = model.spans(inputs)
+    with capture(model, "pattern", layers=1) as acts:
+        model.model(**inputs)
+    beta = method.threshold(spans.image, ~spans.padding, 0.84)
+    counts = method.sink_counts(acts[1], spans.image, beta)
+    assert [head["sinks"] for head in found["heads"]] == counts[0].tolist()
+    assert found["chosen"] == counts[0].argmax()
+    everyone = torch.ones(1, model.n_heads, dtype=torch.bool)
+    prompt = {"texts": ["describe the picture"], "images": [picture], "max_new_tokens": 16}
+    assert found["before"] == generate(model, **prompt).texts[0]
+    with edit(model, "pattern", layer=1, fn=lambda p: method.broadcast(p, counts.argmax(-1), everyone)):
+        assert found["after"] == generate(model, **prompt).texts[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["flagged", "3"])
+def test_d_leafs_correction_is_the_chapters(compute, scene, where):
+    method, model = chapters.method("d-leaf"), subject("scenes-vlm")
+    _, picture = scene
+    found = compute("d-leaf", picture=as_request(picture), where=where, gamma=0.7)
+    image = model.spans(model.encode(["describe the picture"], [picture])).image
+    threshold, rng, first = method.Threshold("running_min", 0.2), torch.Generator(), []
+
+    def correct(layer: int):
+        def change(pattern: Tensor) -> Tensor:
+            rows = pattern[:, :, -1].clone()
+            seen = torch.nn.functional.pad(image, (0, rows.shape[-1] - image.shape[1]))
+            entropy, focus = method.layer_entropy(rows, seen), method.image_focus(rows, seen)
+            flagged = threshold.flag(layer, entropy)
+            if pattern.shape[2] > 1:
+                first.append((entropy.item(), flagged.item()))
+            heads = method.low_focus_heads("median", focus, rng)
+            if not (flagged.item() if where == "flagged" else int(where) == layer):
+                return pattern
+            best = method.target_head("iaf", focus, rng)
+            pattern[:, :, -1] = method.corrected(rows, best, heads, 0.7)
+            return pattern
+
+        return edit(model, "pattern", layer=layer, fn=change)
+
+    with ExitStack() as stack:
+        for layer in range(model.n_layers):
+            stack.enter_context(correct(layer))
+        after = generate(model, ["describe the picture"], [picture], max_new_tokens=16).texts[0]
+    assert found["after"] == after
+    for (entropy, flagged), (expected, is_flagged) in zip(found["layers"], first, strict=True):
+        assert entropy == pytest.approx(expected, abs=1e-3)
+        assert flagged == is_flagged
+
+
+def test_uncertainties_of_picture_and_sentence_are_the_models(compute, scene):
+    model = subject("conflict-vlm-clear-look")
+    _, picture = scene
+    sentence, question = "the star is probably red ;", "what colour is the star"
+    found = compute("modality-following", picture=as_request(picture), sentence=sentence, question=question)
+    both = f"{sentence} {question}"
+    asked = {"vision": (question, [picture]), "text": (both, None), "both": (both, [picture])}
+    ids = [i for (i,) in model.tokenizer(list(scenes.COLOURS), add_special_tokens=False)["input_ids"]]
+    for key, (text, images) in asked.items():
+        log_p = next_logprobs(model, [text], images)[0]
+        entropy = torch.special.entr(log_p.exp()).sum().item()
+        assert found[key]["entropy"] == pytest.approx(entropy, abs=1e-4)
+        assert found[key]["colours"] == pytest.approx(log_p.exp()[ids].tolist(), abs=1e-4)
+
+
+def test_the_survey_s_occlusion_is_the_lead_that_goes(compute, scene):
+    model, (some, picture) = subject("scenes-vlm"), scene
+    cells = np.nonzero(some.objects[0] >= 0)[0]
+    background = picture[0, 0]
+
+    def without(*gone: int) -> ndarray:
+        image = picture.reshape(4, 16, 4, 16, 3).copy()
+        for cell in gone:
+            image[cell // 4, :, cell % 4] = background
+        return image.reshape(64, 64, 3)
+
+    question = f"what colour is the {scenes.OBJECTS[some.objects[0][cells[0]]]}"
+    options = list(scenes.COLOURS)
+    request = {"question": question, "options": options, "whole": as_request(picture)}
+    each = [without(cell) for cell in cells]
+    found = compute(
+        "mllm-survey", part=as_request(without(*cells[:2])), each=list(map(as_request, each)), **request
+    )
+    ids = [i for (i,) in model.tokenizer(options, add_special_tokens=False)["input_ids"]]
+    log_p = next_logprobs(model, [question] * (1 + len(each)), [picture, *each])[:, ids]
+    answer, foil = (options.index(found[key]) for key in ("answer", "foil"))
+    assert log_p[0].topk(2).indices.tolist() == [answer, foil]
+    lead = log_p[:, answer] - log_p[:, foil]
+    assert found["lost"] == pytest.approx((lead[0] - lead[1:]).tolist(), abs=1e-3)
+
+
+@torch.no_grad()
+def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
+    method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
+    image, players = np.array(live.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]
+    found = compute("two-phase-interactions", image=image.ravel().tolist(), players=players)
+    patch = np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1)
+    owner = torch.tensor([[players.index(p) if p in players else -1 for p in row] for row in patch.tolist()])
+    stays = method.kept(owner, len(players)).numpy()
+    logits = model.model(**model.encode(images=[image * mask for mask in stays.astype(np.uint8)])).logits
+    assert found["label"] == logits[-1].argmax()
+    v = method.log_odds(logits, found["label"])
+    assert found["effects"] == pytest.approx(method.moebius(v).tolist(), abs=2e-3)
+
+
+@torch.no_grad()
+def test_reefs_similarity_is_linear_cka_of_standardised_streams(compute, page):
+    method = chapters.method("reef")
+    found = compute("reef", layer=2, share=0.5)
+    texts = page.evaluate("""async () => {
+        const { open } = await import("./live/model.js");
+        const { sentences } = await import("./live/widgets/reef.js");
+        return sentences(open(await (await fetch("./live/models/tree-a.safetensors")).arrayBuffer()));
+    }""")
+    assert len(texts) == len({tuple(ids) for ids in texts}) >= 40
+
+    def streams(model: Subject) -> Tensor:
+        rows = []
+        for ids in texts:
+            with capture(model, "resid_post", layers=2, positions=-1) as acts:
+                model.model(torch.tensor([ids]))
+            rows.append(acts[2][0])
+        return method.standardised(torch.stack(rows))
+
+    known = streams(load("tree-a"))
+    for name, value in found["strangers"]:
+        assert value == pytest.approx(float(cka_map([known], [streams(load(name))])[0, 0]), abs=1e-4)
+    child = load("tree-a")
+    for block in child.layout.blocks:
+        for part in (block.self_attn, block.mlp):
+            for weight in part.parameters():
+                limit = weight.abs().flatten().sort().values[weight.numel() // 2]
+                weight[weight.abs() < limit] = 0
+    assert found["child"] == pytest.approx(float(cka_map([known], [streams(child)])[0, 0]), abs=1e-4)

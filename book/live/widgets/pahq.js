@@ -5,13 +5,13 @@ import { bars, choice, element, group, line, toggle, top } from "../controls.js"
 import { capture, edit } from "../hooks.js";
 import { softmax } from "../model.js";
 
-const TASKS = {
-  ioi: ["ioi-gpt", "then Ada and Ben went , Ben gave to", "then Cleo and Dan went , Eve gave to"],
-  induction: ["induction-gpt", "q w k e r t k e", "q w k e r t a s"],
-  greater: ["greater-gpt", "the war lasted from 14th 12 to 14th", "the war lasted from 14th 01 to 14th"],
+const TASKS = { // of each its organism, a prompt, and a twin of the same length that lacks what the answer needs
+  ioi: ["ioi-gpt", "now now well Dan and Sam walked , now Dan sent to", "now now well Tess and Amos walked , now Flo sent to"],
+  induction: ["induction-gpt", "z y d k p u t s n y d k p u t s n y d k", "z s c q a u y k w p g e l d o r j h f x"],
+  greater: ["greater-gpt", "today later later the trial lasted from 15th 17 to 15th", "today later later the trial lasted from 15th 01 to 15th"],
   docstring: [
-    "docstring-gpt", "def port self load size files last name : oil param load unit dark param",
-    "def port self text start rate key index : oil param width unit dark param",
+    "docstring-gpt", "def port self load stop key path depth : param load param stop piece unit param key crime old param",
+    "def port self depth name size count path : param depth param size piece unit param start crime old param",
   ],
 };
 
@@ -52,7 +52,7 @@ export function compute(models, { name, prompt, other, out }) {
 export function show(stage, ask) {
   const state = { task: "ioi", out: new Set() };
   const [heads, before, after, note] = ["div", "div", "div", "p"].map((tag) => element(tag));
-  let shape = "";
+  let shown = "";
 
   const changed = () => {
     const request = { name: TASKS[state.task][0], prompt: prompt.input.value, other: other.input.value, out: [...state.out] };
@@ -60,8 +60,8 @@ export function show(stage, ask) {
   };
   const draw = (result) => {
     const { answer, effects } = result;
-    if (shape !== `${state.task}`) { // the heads of another model
-      shape = state.task;
+    if (shown !== state.task) { // the heads of another model
+      shown = state.task;
       heads.replaceChildren(...effects.map((row, layer) => group(`Layer ${layer}`, ...row.map((_, head) => {
         const key = `${layer}.${head}`;
         return toggle("", state.out.has(key), (out) => { state.out[out ? "add" : "delete"](key); changed(); });
@@ -95,11 +95,12 @@ export function show(stage, ask) {
   const prompt = line("Prompt", "", changed);
   const other = line("What a head says that is out: on this prompt", "", changed);
   stage.append(
-    element("div", {},
-      element("div", { class: "live-row" }, choice("Task", Object.keys(TASKS), setTask, "ioi"), element("button", { type: "button", click: again }, "All heads back")),
+    element("div", { class: "live-whole" },
+      element("div", { class: "live-row" },
+        choice("Task", Object.keys(TASKS), setTask, "ioi"), element("button", { type: "button", click: again }, "All heads back")),
       prompt, other),
-    element("div", { class: "live-heads" }, heads),
-    before, after, element("div", { class: "live-whole" }, note),
+    element("div", { class: "live-whole live-heads" }, heads, note),
+    before, after,
   );
   setTask("ioi");
 }

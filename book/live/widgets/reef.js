@@ -9,7 +9,7 @@ const [SENTENCES, SHORTEST, LONGEST] = [48, 8, 20];
 const PROJECTIONS = ["q", "k", "v", "o", "gate", "up", "down"];
 
 /** Sentences that the victim makes up, each word drawn as it expects it. */
-function sentences(model) {
+export function sentences(model) {
   const { uniform } = normals(1);
   return Array.from({ length: SENTENCES }, () => {
     const ids = model.prompt("");
