@@ -1,4 +1,4 @@
-"""The book's Sphinx extension: theme, maths without scripts, figures, paper cards, tables made from data, widgets."""
+"""The book's Sphinx extension: theme, maths without scripts, figures, tables made from data, widgets."""
 
 from sphinx.application import Sphinx
 

@@ -1,6 +1,6 @@
 """Organisms that run in the reader's browser: the files of the site, and where a chapter's page has them.
 
-`book/live` has the engine and the widgets, in JavaScript, and `widgets.yml`, which says what each chapter has.
+`book/live` has engine and widgets, in JavaScript, and `widgets.yml`, which says what each chapter has.
 """
 
 import json

@@ -229,8 +229,8 @@ def test_a_scene_is_drawn_as_its_world_draws_it(page):
     draw = """async ([objects, colours, digits]) => {
         const { COLOURS, OBJECTS, draw } = await import("./live/scene.js");
         const names = Object.keys(COLOURS);
-        const cell = (object, i) => (object < 0 ? null : { object: OBJECTS[object], colour: names[colours[i]] });
-        const cells = objects.map(cell);
+        const thing = (kind, i) => ({ object: OBJECTS[kind], colour: names[colours[i]] });
+        const cells = objects.map((kind, i) => (kind < 0 ? null : thing(kind, i)));
         return [...draw(cells, digits).data];
     }"""
     digits = live.some_digits()
