@@ -65,7 +65,7 @@ export function group(label, ...content) {
   return element("div", { class: "live-group", role: "group", "aria-label": label }, element("p", { class: "live-label" }, label), ...content);
 }
 
-const percent = (p) => `${(100 * p).toFixed(p > 0.0995 && p < 0.9995 ? 0 : 1)} %`;
+const percent = (p) => `${(100 * p).toFixed(p > 0.0995 ? 0 : 1)} %`;
 
 /** Bars for rows of [word, share, mark?]; they replace what stands in `box`. */
 export function bars(box, caption, rows, say = percent) {
@@ -97,6 +97,15 @@ export function heat(values, side, label) {
   });
   context.putImageData(picture, 0, 0);
   return canvas;
+}
+
+/** A function that computes anew only for another key; without a key, always. */
+export function remember(make) {
+  let last;
+  return (key, ...args) => {
+    if (key === undefined || last?.key !== key) last = { key, value: make(...args) };
+    return last.value;
+  };
 }
 
 /** Normal random numbers, the same for the same seed (mulberry32, Box and Muller). */

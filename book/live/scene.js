@@ -1,6 +1,6 @@
 // Scenes of `data.worlds.scenes`: a 4 x 4 grid of coloured glyphs and handwritten digits, drawn and edited.
 
-import { choice, element, normals } from "./controls.js";
+import { choice, element, normals, remember } from "./controls.js";
 
 export const SIDE = 64;
 export const COLOURS = {
@@ -50,6 +50,7 @@ function bilinear(image, x, y) {
  * @param {number[][][]} digits - what `loadDigits` gives
  * @param {{noise?: number, cellNoise?: number, seed?: number}} doses - standard deviations, as in
  *   `data.worlds.scenes.draw`: on all pixels, and on those of cells that hold something
+ * @returns {{data: Uint8ClampedArray, width: number, height: number, key: string}} the key is the picture's own
  */
 export function draw(cells, digits, { noise = 0, cellNoise = 0, seed = 0 } = {}) {
   const data = new Uint8ClampedArray(4 * SIDE * SIDE);
@@ -72,7 +73,7 @@ export function draw(cells, digits, { noise = 0, cellNoise = 0, seed = 0 } = {})
     }
     data[4 * at + 3] = 255;
   }
-  return { data, width: SIDE, height: SIDE };
+  return { data, width: SIDE, height: SIDE, key: JSON.stringify([cells, noise, cellNoise, seed]) };
 }
 
 /** A scene that the reader makes: choose an object and a colour, then a cell.
@@ -131,6 +132,13 @@ export function scene(text) {
   }
   return cells;
 }
+
+/** What is asked for a picture's caption, its image tokens, and the caption as the model writes it. */
+export const describe = remember((model, picture) => {
+  const ids = model.prompt("describe the picture", 1);
+  const features = model.features(model.picture(picture));
+  return { ids, features, before: model.tokenizer.decode(model.generate({ ids, features }, 16)) };
+});
 
 /** How a caption fits a scene: objects that it finds, of those there, and mentions of objects that are not there. */
 export function caption(text, cells) {

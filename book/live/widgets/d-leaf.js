@@ -3,7 +3,7 @@
 
 import { bars, choice, element, slider } from "../controls.js";
 import { edit } from "../hooks.js";
-import { caption, draw, editor, loadDigits, said, scene } from "../scene.js";
+import { caption, describe, draw, editor, loadDigits, said, scene } from "../scene.js";
 
 const DELTA = 0.2; // by how much an entropy must exceed the threshold, as a share of it: the chapter's
 
@@ -15,14 +15,12 @@ const median = (values) => {
 
 /** Captions without and with the correction, and the layers' entropies when the first word is written. */
 export function compute({ "scenes-vlm": model }, { picture, where, gamma }) {
-  const features = model.features(model.picture(picture));
-  const ids = model.prompt("describe the picture", 1);
+  const { ids, features, before } = describe(picture.key, model, picture);
   const first = ids.indexOf(model.imageToken);
   const stop = first + model.nPatches;
-  let firstWord = []; // [entropy, whether flagged] of each layer
-  const correct = (strength) => {
+  const firstWord = []; // [entropy, whether flagged] of each layer
+  const correct = () => {
     let lowest = Infinity; // tau
-    firstWord = [];
     return edit("pattern", (pattern, { shape: [nHeads, nQueries, nKeys], layer }) => {
       if (layer === 0) lowest = Infinity;
       const rows = Array.from({ length: nHeads }, (_, head) => pattern.subarray(((head + 1) * nQueries - 1) * nKeys, (head + 1) * nQueries * nKeys));
@@ -37,19 +35,17 @@ export function compute({ "scenes-vlm": model }, { picture, where, gamma }) {
       const best = rows[focus.indexOf(Math.max(...focus))].slice();
       const middle = median(focus);
       rows.forEach((row, head) => {
-        if (focus[head] < middle) for (let key = 0; key < nKeys; key++) row[key] += strength * (best[key] - row[key]);
+        if (focus[head] < middle) for (let key = 0; key < nKeys; key++) row[key] += gamma * (best[key] - row[key]);
       });
     });
   };
-  const text = (hooks) => model.tokenizer.decode(model.generate({ ids, features }, 16, hooks));
-  const after = text([correct(gamma)]);
-  const layers = firstWord;
-  return { before: text([]), after, layers };
+  const after = model.tokenizer.decode(model.generate({ ids, features }, 16, [correct()]));
+  return { before, after, layers: firstWord };
 }
 
 export async function show(stage, ask) {
   const digits = await loadDigits();
-  const state = { where: "flagged", gamma: 1, noise: 0.8 };
+  const state = { where: "flagged", gamma: 1, noise: 0.4 };
   const cells = scene("a1 blue star, c2 red disc, d3 green seven, b4 magenta bar");
   const [before, after] = ["p", "p"].map((tag) => element(tag, { class: "live-said" }));
   const [layers, note] = [element("div"), element("p")];

@@ -2,7 +2,7 @@
 
 import { choice, element, heat, slider } from "../controls.js";
 import { capture, edit } from "../hooks.js";
-import { caption, draw, editor, loadDigits, said, scene } from "../scene.js";
+import { caption, describe, draw, editor, loadDigits, said, scene } from "../scene.js";
 
 const KAPPA = 0.84; // threshold of a sink, in units of what uniform attention gives: the chapter's
 
@@ -27,8 +27,7 @@ const mean = (values) => values.reduce((sum, x) => sum + x, 0) / values.length;
 
 /** The heads of a layer as they look at the image, and captions without and with the copy. */
 export function compute({ "scenes-vlm": model }, { picture, layer, source }) {
-  const features = model.features(model.picture(picture));
-  const ids = model.prompt("describe the picture", 1);
+  const { ids, features, before } = describe(picture.key, model, picture);
   const [n, first, count] = [ids.length, ids.indexOf(model.imageToken), model.nPatches];
   const patterns = capture("pattern", { layers: [layer] });
   model.forward({ ids, features }, [patterns]);
@@ -45,13 +44,13 @@ export function compute({ "scenes-vlm": model }, { picture, layer, source }) {
     const map = pattern.slice(chosen * size, (chosen + 1) * size);
     for (let head = 0; head < nHeads; head++) pattern.set(map, head * size);
   }, { layers: [layer] });
-  const text = (hooks) => model.tokenizer.decode(model.generate({ ids, features }, 16, hooks));
-  return { heads, chosen, dense, before: text([]), after: chosen === null ? null : text([broadcast]) };
+  const after = chosen === null ? null : model.tokenizer.decode(model.generate({ ids, features }, 16, [broadcast]));
+  return { heads, chosen, dense, before, after };
 }
 
 export async function show(stage, ask) {
   const digits = await loadDigits();
-  const state = { layer: 1, source: "dense", noise: 0.8 };
+  const state = { layer: 1, source: "dense", noise: 0.4 };
   const cells = scene("b1 red star, d2 green disc, a3 cyan moon, c4 yellow two");
   const [maps, before, after, note] = ["div", "p", "p", "p"].map((tag) => element(tag));
   maps.className = "live-maps";

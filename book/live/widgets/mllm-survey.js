@@ -1,8 +1,11 @@
 // Cells of a scene hidden one by one: what an answer rests on.
 
-import { bars, choice, element, toggle } from "../controls.js";
+import { bars, choice, element, remember, toggle } from "../controls.js";
 import { softmax } from "../model.js";
 import { CELLS, COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
+
+/** Logits of the options on the whole scene, and without each of its cells. */
+const answerOn = remember((logits, whole, each) => ({ all: logits(whole), without: each.map(logits) }));
 
 /** The answer with all cells, without those that are hidden, and the lead that each cell alone is worth.
  *
@@ -17,12 +20,13 @@ export function compute({ "scenes-vlm": model }, { whole, part, each, question, 
     const last = model.forward({ ids: prompt, image: model.picture(picture) }).logits.subarray(-model.text.head.outputs);
     return ids.map((id) => last[id]);
   };
-  const [all, left] = [whole, part].map(logits);
+  const { all, without } = answerOn(whole.key && whole.key + question, logits, whole, each);
+  const left = logits(part);
   const [answer, foil] = [...ids.keys()].sort((a, b) => all[b] - all[a]);
   const lead = (values) => values[answer] - values[foil];
   return {
     answer: options[answer], foil: options[foil], lead: [all, left].map(lead), p: [all, left].map((values) => softmax(values)),
-    lost: each.map((picture) => lead(all) - lead(logits(picture))),
+    lost: without.map((values) => lead(all) - lead(values)),
   };
 }
 

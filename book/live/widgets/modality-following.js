@@ -39,7 +39,7 @@ export async function show(stage, ask) {
       // Relative uncertainty of the text, as the chapter has it.
       const relative = (2 * (text.entropy - vision.entropy)) / (text.entropy + vision.entropy);
       note.textContent = `Alone, the picture says ${most(vision)} (entropy ${vision.entropy.toFixed(2)} nats) and the sentence ${most(text)} (${text.entropy.toFixed(2)}). `
-        + `Relative uncertainty of the sentence: ${relative.toFixed(2)}, from −2, it is surer, to 2, the picture is. Together: ${most(both)}.`;
+        + `Relative uncertainty of the sentence: ${relative.toFixed(2)}, on a scale from −2 (the sentence is surer) to 2 (the picture is). Together: ${most(both)}.`;
     });
   };
   const set = (key) => (value) => { state[key] = value; changed(); };

@@ -1,6 +1,6 @@
 // Image tokens that no query may look at, by how like the words of the options they are.
 
-import { bars, choice, element, normals, slider } from "../controls.js";
+import { bars, choice, element, normals, remember, slider } from "../controls.js";
 import { edit } from "../hooks.js";
 import { softmax } from "../model.js";
 import { CELLS, COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
@@ -27,9 +27,13 @@ function ordered(features, words, order) {
   return order === "least" ? ranked.reverse() : ranked;
 }
 
+const featuresOf = remember((model, picture) => model.features(model.picture(picture)));
+const wholeAnswer = remember((next) => next([]));
+
+/** Probabilities of the options with all image tokens and without those that are ignored. */
 export function compute({ "scenes-vlm": model }, { picture, question, options, hidden, order }) {
   const { table, tower: { dModel } } = model.text;
-  const features = model.features(model.picture(picture));
+  const features = featuresOf(picture.key, model, picture);
   const rows = (data, places) => places.map((i) => data.subarray(i * dModel, (i + 1) * dModel));
   const ids = options.map((word) => model.tokenizer.encode(word, false)[0]);
   const ignored = ordered(rows(features, [...Array(model.nPatches).keys()]), rows(table.data, ids), order).slice(0, hidden);
@@ -42,7 +46,7 @@ export function compute({ "scenes-vlm": model }, { picture, question, options, h
     const { logits } = model.forward({ ids: prompt, features }, hooks);
     return softmax(ids.map((id) => logits.at(id - model.text.head.outputs))); // among the options
   };
-  return { ignored, whole: next([]), left: next([hide]) };
+  return { ignored, whole: wholeAnswer(picture.key && picture.key + question, next), left: next([hide]) };
 }
 
 export async function show(stage, ask) {
