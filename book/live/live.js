@@ -15,9 +15,9 @@ for (const section of document.querySelectorAll(".live")) {
   }
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = `Run it here (${megabytes(bytes)} MB)`;
+  button.textContent = bytes ? `Run it here (${megabytes(bytes)} MB)` : "Run it here";
   const bar = document.createElement("progress");
-  bar.max = bytes;
+  bar.max = bytes || 1;
   bar.setAttribute("aria-label", "Loading the model");
   const stage = document.createElement("div");
   stage.className = "live-stage";

@@ -41,7 +41,7 @@ PARTS = {
     "generation": ("generation_config.json",),
 }
 """What the engine wants to know of an organism, and which files may have it."""
-DIGITS_A_CLASS = 6
+DIGITS_A_CLASS = 12
 
 
 @dataclass(frozen=True)

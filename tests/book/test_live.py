@@ -491,3 +491,35 @@ def test_reefs_similarity_is_linear_cka_of_standardised_streams(compute, page):
                 limit = weight.abs().flatten().sort().values[weight.numel() // 2]
                 weight[weight.abs() < limit] = 0
     assert found["child"] == pytest.approx(float(cka_map([known], [streams(child)])[0, 0]), abs=1e-4)
+
+
+def test_influences_in_the_page_are_the_chapters(compute, page):
+    method, digits, rho = chapters.method("sam-influence"), live.some_digits(), 1.5
+    training = [{"image": image, "label": k} for k in range(10) for image in digits[k][:3]]
+    training[4]["label"] = 7
+    validation = [{"image": image, "label": k} for k in range(10) for image in digits[k][8:10]]
+    found = compute("sam-influence", train=training, validation=validation, rho=rho, without=4)
+    fit = """async ([data, rho]) => {
+        const { train } = await import("./live/widgets/sam-influence.js");
+        const samples = data.map(({ image, label }) => ({ x: [...image.map((ink) => ink / 255), 1], y: label }));
+        return [...train(samples, rho)];
+    }"""
+
+    def labelled(some: list[dict]) -> Any:
+        x = torch.tensor([[ink / 255 for ink in one["image"]] + [1] for one in some], dtype=torch.float64)
+        return method.Labelled(x, torch.tensor([one["label"] for one in some]))
+
+    def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(x @ w.reshape(10, -1).mT, y, reduction="none")
+
+    data, held_out = labelled(training), labelled(validation)
+    sam = method.Sam(loss, rho, 0.1)
+    w = torch.tensor(page.evaluate(fit, [training, rho]), dtype=torch.float64)
+    ones = torch.ones(len(training), dtype=torch.float64)
+    assert sam.gradient(w, ones, *data).norm() < 1e-7  # training has ended
+    curve = method.with_matrices(method.curvature(sam, w, *data))
+    pull = torch.func.grad(lambda w: loss(w, *held_out).mean())(w)
+    for kind in method.KINDS:
+        v = method.solve(curve.transposed(kind, 0.1), pull, "exact")
+        expected = method.influence(sam, w, data, curve, kind, v)
+        assert found["scores"][kind] == pytest.approx(expected.tolist(), abs=1e-7)
