@@ -88,8 +88,8 @@ for (const section of document.querySelectorAll(".live")) {
           section.dataset.ms = (performance.now() - asked).toFixed(1);
           status.textContent = "";
         }
-        section.dataset.state = "ready";
         send();
+        section.dataset.state = busy ? "busy" : "ready"; // what is drawn may have asked again
       }
     };
     worker.postMessage({ widget: new URL(`widgets/${widget}.js`, here).href, models: files });

@@ -501,7 +501,8 @@ def test_influences_in_the_page_are_the_chapters(compute, page):
     found = compute("sam-influence", train=training, validation=validation, rho=rho, without=4)
     fit = """async ([data, rho]) => {
         const { train } = await import("./live/widgets/sam-influence.js");
-        const samples = data.map(({ image, label }) => ({ x: [...image.map((ink) => ink / 255), 1], y: label }));
+        const read = ({ image, label }) => ({ x: [...image.map((ink) => ink / 255), 1], y: label });
+        const samples = data.map(read);
         return [...train(samples, rho)];
     }"""
 
@@ -523,3 +524,46 @@ def test_influences_in_the_page_are_the_chapters(compute, page):
         v = method.solve(curve.transposed(kind, 0.1), pull, "exact")
         expected = method.influence(sam, w, data, curve, kind, v)
         assert found["scores"][kind] == pytest.approx(expected.tolist(), abs=1e-7)
+
+
+def test_a_fit_in_the_page_takes_torchs_steps(page):
+    """Two steps of Adam on the distance to the next sweep, from the same weights."""
+    fit = """async ([street, n]) => {
+        const { fit, network } = await import("./live/widgets/scene-flow.js");
+        const layers = network(1);
+        const first = layers.map(({ inputs, outputs, weight }) => [inputs, outputs, [...weight]]);
+        const [source, target] = [street.source, street.target].map((rows) => rows.slice(0, n));
+        const [fitted, free] = [fit(source, target, layers), fit(source, target, null)];
+        const losses = [fitted.step(), fitted.step()];
+        free.step();
+        return [first, losses, fitted.flow(), free.flow()];
+    }"""
+    street = live.some_street()
+    first, losses, flow, free_flow = page.evaluate(fit, [street, 100])
+    source, target = (torch.tensor(street[part][:100], dtype=torch.float64) for part in ("source", "target"))
+    layers: list[torch.nn.Module] = []
+    for inputs, outputs, weight in first:
+        layers += [torch.nn.Linear(inputs, outputs, dtype=torch.float64), torch.nn.ReLU()]
+        layers[-2].weight.data = torch.tensor(weight, dtype=torch.float64).reshape(outputs, inputs)
+        layers[-2].bias.data.zero_()
+    net, free = torch.nn.Sequential(*layers[:-1]), torch.zeros_like(source, requires_grad=True)
+    for found, move, parameters, n_steps in (
+        (flow, lambda: net(source), list(net.parameters()), 2),
+        (free_flow, lambda: free, [free], 1),
+    ):
+        optimizer = torch.optim.Adam(parameters, lr=0.008)
+        for step in range(n_steps):
+            optimizer.zero_grad()
+            loss = torch.cdist(source + move(), target).min(1).values.mean()
+            loss.backward()
+            optimizer.step()
+            if found is flow:
+                assert losses[step] == pytest.approx(loss.item(), abs=1e-9)
+        assert np.abs(np.array(found) - move().detach().numpy()).max() < 1e-7
+
+
+@pytest.mark.parametrize("kind", ["network", "free"])
+def test_only_the_network_finds_the_motion(compute, kind):
+    found = compute("scene-flow", street=live.some_street(), points=384, kind=kind, seed=1, steps=150)
+    assert found["loss"] < 0.25  # both reach the next sweep, in metres
+    assert (found["error"] < 0.5 * found["still"]) == (kind == "network")
