@@ -76,7 +76,8 @@ export function bars(box, caption, rows, say = percent) {
     element("td", {}, element("span", { class: `live-bar${share < 0 ? " less" : ""}`, style: `--share:${Math.abs(share) / largest}` })),
     element("td", {}, say(share)),
   ));
-  box.replaceChildren(element("table", { class: "live-bars" }, element("caption", {}, caption), element("tbody", {}, ...body)));
+  const long = rows.some(([word]) => word.length > 16) ? " long" : "";
+  box.replaceChildren(element("table", { class: `live-bars${long}` }, element("caption", {}, caption), element("tbody", {}, ...body)));
 }
 
 /** The most probable words and their probabilities. */
@@ -97,6 +98,13 @@ export function heat(values, side, label) {
   });
   context.putImageData(picture, 0, 0);
   return canvas;
+}
+
+/** Handwriting on a canvas of `side` x `side` pixels: ink from 0 to 255, on white paper. */
+export function paint(canvas, ink, side) {
+  Object.assign(canvas, { width: side, height: side });
+  const data = Uint8ClampedArray.from({ length: 4 * side * side }, (_, at) => (at % 4 === 3 ? 255 : 255 - ink[at >> 2]));
+  canvas.getContext("2d").putImageData(new ImageData(data, side, side), 0, 0);
 }
 
 /** A function that computes anew only for another key; without a key, always. */

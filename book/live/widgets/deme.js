@@ -1,6 +1,6 @@
 // Two denoisers that share the noise levels: which of them draws, and which finishes, is the reader's choice.
 
-import { element, heat, normals, slider, choice } from "../controls.js";
+import { choice, element, normals, paint, slider } from "../controls.js";
 import { STEPS, alphaBar, sample } from "../denoiser.js";
 import { loadDigits } from "../scene.js";
 
@@ -31,11 +31,11 @@ export function compute(models, { above, below, border, seed, images }) {
 export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { above: NAMES[0], below: NAMES[0], border: 500, seed: 1 };
-  const [pictures, note] = [element("div", { class: "live-maps" }), element("p")];
+  const canvases = Array.from({ length: DRAWN }, (_, i) => element("canvas", { class: "live-heat", role: "img", "aria-label": `Drawn digit ${i + 1}` }));
+  const [pictures, note] = [element("div", { class: "live-maps" }, ...canvases), element("p")];
   const images = digits.flatMap((some) => some.slice(0, 4));
   const changed = () => ask({ ...state, images }, ({ drawn, losses }) => {
-    pictures.replaceChildren(...Array.from({ length: DRAWN }, (_, i) =>
-      heat([...drawn.subarray(64 * i, 64 * (i + 1))].map((x) => (x + 1) / 2), 8, `Drawn digit ${i + 1}`)));
+    canvases.forEach((canvas, i) => paint(canvas, drawn.subarray(64 * i, 64 * (i + 1)).map((x) => 127.5 * (x + 1)), 8));
     const said = ([high, low]) => `${high.toFixed(3)} above and ${low.toFixed(3)} below`;
     note.textContent = `Squared error of the predicted noise on ${images.length} real digits, per pixel: ${NAMES.map((name, i) => `${name} ${said(losses[i])}`).join("; ")} the border.`;
   });

@@ -1,6 +1,6 @@
 // A ViT on canvases of four digits, without the attention of some layers: their branch adds nothing.
 
-import { bars, choice, element, group, normals, toggle } from "../controls.js";
+import { bars, choice, element, group, normals, paint, toggle } from "../controls.js";
 import { edit } from "../hooks.js";
 import { softmax } from "../model.js";
 import { loadDigits } from "../scene.js";
@@ -8,16 +8,14 @@ import { loadDigits } from "../scene.js";
 const CELLS = ["Top left (the marker)", "Top right", "Bottom left", "Bottom right"];
 const CANVASES = 60;
 
-/** Four 8 x 8 images side by side, as grey RGBA pixels of 16 x 16. */
-function canvas(images) {
-  const data = new Uint8ClampedArray(4 * 16 * 16);
-  for (let at = 0; at < 256; at++) {
-    const [row, column] = [Math.floor(at / 16), at % 16];
-    const grey = images[2 * (row >> 3) + (column >> 3)][8 * (row & 7) + (column & 7)];
-    data.set([grey, grey, grey, 255], 4 * at);
-  }
-  return { data, width: 16, height: 16 };
-}
+/** Four 8 x 8 images side by side: the ink of 16 x 16 pixels. */
+const together = (images) => Array.from({ length: 256 }, (_, at) => {
+  const [row, column] = [at >> 4, at & 15];
+  return images[2 * (row >> 3) + (column >> 3)][8 * (row & 7) + (column & 7)];
+});
+
+/** The same as a canvas has it, the four numbers of a pixel alike. */
+const canvas = (images) => ({ data: together(images).flatMap((ink) => [ink, ink, ink, ink]), width: 16, height: 16 });
 
 /** The cell that a marker points to. */
 const pointed = (marker) => 1 + (marker % 3);
@@ -49,11 +47,10 @@ export async function compute({ "canvas-vit": model }, { chosen, off, digits }) 
 export async function show(stage, ask) {
   const digits = await loadDigits();
   const [chosen, off] = [[4, 7, 2, 9], new Set()];
-  const picture = element("canvas", { width: 16, height: 16, class: "live-canvas", role: "img" });
+  const picture = element("canvas", { class: "live-canvas", role: "img" });
   const [result, note] = [element("div"), element("p")];
   const changed = () => {
-    const { data } = canvas(chosen.map((digit, cell) => digits[digit][cell]));
-    picture.getContext("2d").putImageData(new ImageData(data.map((x, i) => (i % 4 === 3 ? 255 : 255 - x)), 16, 16), 0, 0);
+    paint(picture, together(chosen.map((digit, cell) => digits[digit][cell])), 16);
     picture.setAttribute("aria-label", `A canvas with the digits ${chosen.join(", ")}`);
     ask({ chosen, off: [...off], digits }, ({ probabilities, right, of }) => {
       const label = chosen[pointed(chosen[0])];

@@ -1,7 +1,7 @@
 // Softmax regression on handwritten digits, trained here by sharpness-aware minimisation (SAM) until its gradient
 // vanishes; what leaving one image out would do, estimated by influence functions and tried.
 
-import { bars, element, normals, slider } from "../controls.js";
+import { bars, element, normals, paint, slider } from "../controls.js";
 import { loadDigits } from "../scene.js";
 
 const [CLASSES, FEATURES] = [10, 65]; // 64 pixels and a constant
@@ -164,9 +164,8 @@ export async function show(stage, ask) {
   state.without = training.findIndex((one) => one.label !== one.true);
   const [result, note] = [element("div"), element("p")];
   const pictures = training.map(({ image, true: digit }, i) => {
-    const canvas = element("canvas", { width: 8, height: 8, class: "live-heat", "aria-hidden": "true" });
-    const data = Uint8ClampedArray.from({ length: 256 }, (_, at) => (at % 4 === 3 ? 255 : 255 - image[at >> 2]));
-    canvas.getContext("2d").putImageData(new ImageData(data, 8, 8), 0, 0);
+    const canvas = element("canvas", { class: "live-heat", "aria-hidden": "true" });
+    paint(canvas, image, 8);
     const label = element("span");
     const button = element("button", { type: "button", click: () => { state.without = i; changed(); } }, canvas, label);
     return { button, label, digit };

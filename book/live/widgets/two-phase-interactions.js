@@ -1,6 +1,6 @@
 // Harsanyi interactions of a digit's patches: what patches do together that no smaller group of them does.
 
-import { bars, choice, element } from "../controls.js";
+import { bars, choice, element, paint } from "../controls.js";
 import { loadDigits } from "../scene.js";
 
 const MOST = 8; // patches: 2^8 passes
@@ -41,7 +41,7 @@ export function compute({ "digits-vit": model }, { image, players }) {
 export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { digit: 3, which: 0, players: [1, 2, 5, 6, 9, 10] };
-  const canvas = element("canvas", { width: 8, height: 8, "aria-hidden": "true" });
+  const canvas = element("canvas", { "aria-hidden": "true" });
   const [orders, strongest, note] = [element("div"), element("div"), element("p")];
   const name = (patch) => `${"abcd"[patch % 4]}${1 + Math.floor(patch / 4)}`;
   const buttons = Array.from({ length: 16 }, (_, patch) => element("button", {
@@ -57,8 +57,7 @@ export async function show(stage, ask) {
   const changed = () => {
     const image = digits[state.digit][state.which];
     const { players } = state;
-    const data = Uint8ClampedArray.from({ length: 256 }, (_, i) => (i % 4 === 3 ? 255 : 255 - image[i >> 2]));
-    canvas.getContext("2d").putImageData(new ImageData(data, 8, 8), 0, 0);
+    paint(canvas, image, 8);
     ask({ image, players }, ({ label, empty, full, effects }) => {
       const sums = Array.from({ length: players.length }, () => 0);
       effects.forEach((effect, mask) => { if (mask) sums[order(mask) - 1] += Math.abs(effect); });
