@@ -86,6 +86,9 @@ export function top(probabilities, words, n) {
   return ranked.slice(0, n).map((id) => [words[id], probabilities[id]]);
 }
 
+/** A sentence that is read out when it changes. */
+export const notice = () => element("p", { "aria-live": "polite" });
+
 /** Numbers from 0 to 1 as shades of a canvas, `side` x `side`. */
 export function heat(values, side, label) {
   const canvas = element("canvas", { width: side, height: side, class: "live-heat", role: "img", "aria-label": label });

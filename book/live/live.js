@@ -19,9 +19,13 @@ for (const section of document.querySelectorAll(".live")) {
   const bar = document.createElement("progress");
   bar.max = bytes || 1;
   bar.setAttribute("aria-label", "Loading the model");
+  const amount = document.createElement("span"); // the bar says it to those who hear the page
+  amount.setAttribute("aria-hidden", "true");
   const stage = document.createElement("div");
   stage.className = "live-stage";
   stage.tabIndex = -1;
+  stage.setAttribute("role", "group");
+  stage.setAttribute("aria-label", "Controls and results");
   const close = document.createElement("button");
   close.type = "button";
   close.className = "live-close";
@@ -32,7 +36,7 @@ for (const section of document.querySelectorAll(".live")) {
   const stop = (line) => { // ends the worker: its memory goes with it
     worker?.terminate();
     worker = null;
-    for (const part of [bar, stage, close]) part.remove();
+    for (const part of [bar, amount, stage, close]) part.remove();
     stage.replaceChildren();
     button.hidden = false;
     status.textContent = line;
@@ -43,20 +47,23 @@ for (const section of document.querySelectorAll(".live")) {
   const run = async () => {
     button.hidden = true;
     bar.value = 0;
+    amount.textContent = "";
     section.insertBefore(bar, status);
+    section.insertBefore(amount, status);
     status.textContent = "Loading …";
     section.dataset.state = "loading";
-    let module;
+    let [module, own] = [];
     try {
       module = await import(new URL(`widgets/${widget}.js`, here));
-      worker = new Worker(new URL("worker.js", here), { type: "module" });
+      if (section.dataset.state !== "loading") return; // the page was left meanwhile
+      worker = own = new Worker(new URL("worker.js", here), { type: "module" });
     } catch (error) {
       failed("this browser is too old, or a file is missing");
       return;
     }
     let [busy, next, asked] = [null, null, 0];
     const send = () => {
-      if (busy || !next) return;
+      if (busy || !next || worker !== own) return; // or the widget was closed
       [busy, next, asked] = [next, null, performance.now()];
       section.dataset.state = "busy";
       worker.postMessage({ request: busy.request });
@@ -70,13 +77,14 @@ for (const section of document.querySelectorAll(".live")) {
     worker.onmessage = ({ data }) => {
       if (data.loaded) {
         bar.value = data.loaded;
-        status.textContent = `Loading: ${megabytes(data.loaded)} of ${megabytes(bytes)} MB`;
+        amount.textContent = ` ${megabytes(data.loaded)} of ${megabytes(bytes)} MB`;
       } else if (data.ready) {
         bar.remove();
+        amount.remove();
         status.textContent = "";
         section.insertBefore(stage, status);
         section.append(close);
-        Promise.resolve(module.show(stage, ask)).catch((error) => failed(error.message));
+        (async () => module.show(stage, ask))().catch((error) => failed(error.message));
         stage.focus({ preventScroll: true });
       } else if (data.error && !busy) failed(data.error);
       else {

@@ -1,7 +1,7 @@
 // The correction of D-LEAF while a caption is written: in chosen layers, heads that look little at the image take
 // over the attention row of the head that looks most. Only the newest token's row changes.
 
-import { bars, choice, element, slider } from "../controls.js";
+import { bars, choice, element, notice, slider } from "../controls.js";
 import { edit } from "../hooks.js";
 import { caption, describe, draw, editor, loadDigits, said, scene } from "../scene.js";
 
@@ -48,7 +48,7 @@ export async function show(stage, ask) {
   const state = { where: "flagged", gamma: 1, noise: 0.4 };
   const cells = scene("a1 blue star, c2 red disc, d3 green seven, b4 magenta bar");
   const [before, after] = ["p", "p"].map((tag) => element(tag, { class: "live-said" }));
-  const [layers, note] = [element("div"), element("p")];
+  const [layers, note] = [element("div"), notice()];
   const changed = () => {
     const picture = draw(cells, digits, { cellNoise: state.noise, seed: 5 });
     scenery.show(picture);

@@ -1,6 +1,6 @@
 // Two denoisers that share the noise levels: which of them draws, and which finishes, is the reader's choice.
 
-import { choice, element, normals, paint, slider } from "../controls.js";
+import { choice, element, normals, notice, paint, slider } from "../controls.js";
 import { STEPS, alphaBar, sample } from "../denoiser.js";
 import { loadDigits } from "../scene.js";
 
@@ -32,7 +32,7 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { above: NAMES[0], below: NAMES[0], border: 500, seed: 1 };
   const canvases = Array.from({ length: DRAWN }, (_, i) => element("canvas", { class: "live-heat", role: "img", "aria-label": `Drawn digit ${i + 1}` }));
-  const [pictures, note] = [element("div", { class: "live-maps" }, ...canvases), element("p")];
+  const [pictures, note] = [element("div", { class: "live-maps" }, ...canvases), notice()];
   const images = digits.flatMap((some) => some.slice(0, 4));
   const changed = () => ask({ ...state, images }, ({ drawn, losses }) => {
     canvases.forEach((canvas, i) => paint(canvas, drawn.subarray(64 * i, 64 * (i + 1)).map((x) => 127.5 * (x + 1)), 8));

@@ -1,6 +1,6 @@
 // One head's attention copied to all heads of its layer, while a caption is written.
 
-import { choice, element, heat, slider } from "../controls.js";
+import { choice, element, heat, notice, slider } from "../controls.js";
 import { capture, edit } from "../hooks.js";
 import { caption, describe, draw, editor, loadDigits, said, scene } from "../scene.js";
 
@@ -52,8 +52,8 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { layer: 1, source: "dense", noise: 0.4 };
   const cells = scene("b1 red star, d2 green disc, a3 cyan moon, c4 yellow two");
-  const [maps, before, after, note] = ["div", "p", "p", "p"].map((tag) => element(tag));
-  maps.className = "live-maps";
+  const [before, after] = ["p", "p"].map((tag) => element(tag, { class: "live-said" }));
+  const [maps, note] = [element("div", { class: "live-maps" }), notice()];
   const changed = () => {
     const picture = draw(cells, digits, { cellNoise: state.noise, seed: 7 });
     scenery.show(picture);
@@ -78,6 +78,5 @@ export async function show(stage, ask) {
       choice("Layer", ["0", "1", "2", "3", "4", "5"], (value) => { state.layer = Number(value); changed(); }, "1"),
       element("button", { type: "button", click: () => { state.source = "dense"; changed(); } }, "Head with most sinks")),
     before, after, note), element("div", { class: "live-whole" }, maps));
-  for (const line of [before, after]) line.className = "live-said";
   changed();
 }

@@ -1,6 +1,6 @@
 // A ViT on canvases of four digits, without the attention of some layers: their branch adds nothing.
 
-import { bars, choice, element, group, normals, paint, toggle } from "../controls.js";
+import { bars, choice, element, group, normals, notice, paint, toggle } from "../controls.js";
 import { edit } from "../hooks.js";
 import { softmax } from "../model.js";
 import { loadDigits } from "../scene.js";
@@ -48,7 +48,7 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const [chosen, off] = [[4, 7, 2, 9], new Set()];
   const picture = element("canvas", { class: "live-canvas", role: "img" });
-  const [result, note] = [element("div"), element("p")];
+  const [result, note] = [element("div"), notice()];
   const changed = () => {
     paint(picture, together(chosen.map((digit, cell) => digits[digit][cell])), 16);
     picture.setAttribute("aria-label", `A canvas with the digits ${chosen.join(", ")}`);

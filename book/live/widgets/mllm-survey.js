@@ -1,6 +1,6 @@
 // Cells of a scene hidden one by one: what an answer rests on.
 
-import { bars, choice, element, remember, toggle } from "../controls.js";
+import { bars, choice, element, notice, remember, toggle } from "../controls.js";
 import { softmax } from "../model.js";
 import { CELLS, COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
 
@@ -35,7 +35,7 @@ export async function show(stage, ask) {
   const state = { object: "star", hides: false };
   const cells = scene("b2 red star, c3 blue cross, d1 green moon, a4 yellow five");
   const hidden = new Set();
-  const [answers, worth, note] = [element("div"), element("div"), element("p")];
+  const [answers, worth, note] = [element("div"), element("div"), notice()];
   const options = Object.keys(COLOURS);
   const changed = () => {
     const filled = [...cells.keys()].filter((cell) => cells[cell]);

@@ -1,6 +1,6 @@
 // A picture and a sentence that disagree about a colour, each more or less sure.
 
-import { bars, choice, element, slider } from "../controls.js";
+import { bars, choice, element, notice, slider } from "../controls.js";
 import { softmax } from "../model.js";
 import { COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
 
@@ -21,7 +21,7 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { object: "star", told: "red", adverb: "probably", noise: 0.3 };
   const cells = scene("b2 blue star, d3 green moon");
-  const [words, result, note] = [element("p", { class: "live-said" }), element("div"), element("p")];
+  const [words, result, note] = [element("p", { class: "live-said" }), element("div"), notice()];
   const colours = Object.keys(COLOURS);
   const changed = () => {
     const picture = draw(cells, digits, { cellNoise: state.noise, seed: 11 });

@@ -1,7 +1,7 @@
 // Heads of the small GPT-2s, knocked out as the chapter cuts edges: a head that is out says what it says on the
 // corrupted prompt, so that only what the two prompts do not share is lost.
 
-import { bars, choice, element, group, line, toggle, top } from "../controls.js";
+import { bars, choice, element, group, line, notice, toggle, top } from "../controls.js";
 import { capture, edit } from "../hooks.js";
 import { softmax } from "../model.js";
 
@@ -51,7 +51,8 @@ export function compute(models, { name, prompt, other, out }) {
 
 export function show(stage, ask) {
   const state = { task: "ioi", out: new Set() };
-  const [heads, before, after, note] = ["div", "div", "div", "p"].map((tag) => element(tag));
+  const [heads, before, after] = ["div", "div", "div"].map((tag) => element(tag));
+  const note = notice();
   let shown = "";
 
   const changed = () => {

@@ -1,6 +1,6 @@
 // Fingerprints of small Llamas: how alike two models represent the same sentences, as one of them is pruned.
 
-import { bars, choice, element, normals, slider } from "../controls.js";
+import { bars, choice, element, normals, notice, slider } from "../controls.js";
 import { capture } from "../hooks.js";
 import { softmax } from "../model.js";
 
@@ -93,7 +93,7 @@ export function compute(models, { layer, share }) {
 
 export function show(stage, ask) {
   const state = { layer: 2, share: 0.3 };
-  const [result, note] = [element("div"), element("p")];
+  const [result, note] = [element("div"), notice()];
   const about = { "tree-a-seed1": "same language, other training", "tree-b": "other language", "tree-wide": "wider" };
   const changed = () => ask(state, ({ child, loss, strangers }) => {
     bars(result, `How alike ${VICTIM} and others represent ${SENTENCES} sentences: CKA behind block ${state.layer}`, [

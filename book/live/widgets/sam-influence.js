@@ -1,7 +1,7 @@
 // Softmax regression on handwritten digits, trained here by sharpness-aware minimisation (SAM) until its gradient
 // vanishes; what leaving one image out would do, estimated by influence functions and tried.
 
-import { bars, element, normals, paint, slider } from "../controls.js";
+import { bars, element, normals, notice, paint, slider } from "../controls.js";
 import { loadDigits } from "../scene.js";
 
 const [CLASSES, FEATURES] = [10, 65]; // 64 pixels and a constant
@@ -162,7 +162,7 @@ export async function show(stage, ask) {
   const state = { train: training, validation: some(8, 12), rho: 1, without: 0 };
   for (const one of training) if (uniform() < 0.15) one.label = (one.label + 1 + Math.floor(9 * uniform())) % 10;
   state.without = training.findIndex((one) => one.label !== one.true);
-  const [result, note] = [element("div"), element("p")];
+  const [result, note] = [element("div"), notice()];
   const pictures = training.map(({ image, true: digit }, i) => {
     const canvas = element("canvas", { class: "live-heat", "aria-hidden": "true" });
     paint(canvas, image, 8);

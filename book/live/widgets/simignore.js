@@ -1,6 +1,6 @@
 // Image tokens that no query may look at, by how like the words of the options they are.
 
-import { bars, choice, element, normals, remember, slider } from "../controls.js";
+import { bars, choice, element, normals, notice, remember, slider } from "../controls.js";
 import { edit } from "../hooks.js";
 import { softmax } from "../model.js";
 import { CELLS, COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
@@ -53,7 +53,7 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { kind: Object.keys(QUESTIONS)[0], object: "star", hidden: 13, order: "least" };
   const cells = scene("b2 red star, c2 blue four, a4 yellow moon, d1 green seven");
-  const [result, note] = [element("div"), element("p")];
+  const [result, note] = [element("div"), notice()];
   const changed = () => {
     const [picture, options] = [draw(cells, digits), QUESTIONS[state.kind]];
     const truth = cells.findIndex((cell) => cell?.object === state.object);

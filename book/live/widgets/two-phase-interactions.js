@@ -1,6 +1,6 @@
 // Harsanyi interactions of a digit's patches: what patches do together that no smaller group of them does.
 
-import { bars, choice, element, paint } from "../controls.js";
+import { bars, choice, element, notice, paint } from "../controls.js";
 import { loadDigits } from "../scene.js";
 
 const MOST = 8; // patches: 2^8 passes
@@ -42,7 +42,7 @@ export async function show(stage, ask) {
   const digits = await loadDigits();
   const state = { digit: 3, which: 0, players: [1, 2, 5, 6, 9, 10] };
   const canvas = element("canvas", { "aria-hidden": "true" });
-  const [orders, strongest, note] = [element("div"), element("div"), element("p")];
+  const [orders, strongest, note] = [element("div"), element("div"), notice()];
   const name = (patch) => `${"abcd"[patch % 4]}${1 + Math.floor(patch / 4)}`;
   const buttons = Array.from({ length: 16 }, (_, patch) => element("button", {
     type: "button", title: name(patch), "aria-label": `Patch ${name(patch)} is a variable`, "aria-pressed": String(state.players.includes(patch)),
