@@ -61,7 +61,7 @@ export async function show(stage, ask) {
       const largest = Math.max(...result.heads.flatMap(({ columns }) => columns));
       maps.replaceChildren(...result.heads.map(({ columns, sinks }, head) => element("button", {
         type: "button", "aria-pressed": String(head === result.chosen),
-        "aria-label": `Copy head ${head}, which has ${sinks} sinks${head === result.dense ? ", the most" : ""}`,
+        "aria-label": `${head}: ${sinks} sinks${head === result.dense ? ", the most" : ""}; copy this head`,
         click: () => { state.source = state.source === head ? null : head; changed(); },
       }, heat(columns.map((c) => c / largest), 8, `Attention of head ${head} to the 64 image tokens`), `${head}: ${sinks} sinks`)));
       before.replaceChildren("As it is: ", ...said(result.before, cells));

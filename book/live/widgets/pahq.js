@@ -73,7 +73,7 @@ export function show(stage, ask) {
       const [layer, head] = [Math.floor(i / effects[0].length), i % effects[0].length];
       const effect = effects[layer][head];
       button.textContent = `${head}: ${effect < 0 ? "+" : "−"}${Math.abs(effect).toFixed(1)}`;
-      button.setAttribute("aria-label", `Head ${head} of layer ${layer}: alone it would take ${effect.toFixed(2)} nats from the answer`);
+      button.setAttribute("aria-label", `${button.textContent} nats, if head ${head} of layer ${layer} alone is out`);
       button.style.setProperty("--effect", Math.max(0, effect) / largest);
     });
     const mark = ([word, p]) => [word, p, word === answer && "right"];

@@ -179,7 +179,7 @@ export async function show(stage, ask) {
       button.className = score < 0 ? "harms" : "helps";
       button.style.setProperty("--effect", Math.abs(score));
       button.setAttribute("aria-pressed", String(i === state.without));
-      button.setAttribute("aria-label", `A ${digit}, labelled ${given}; by SAM-HIF it ${score < 0 ? "harms" : "helps"}`);
+      button.setAttribute("aria-label", `${label.textContent}: a ${digit}, labelled ${given}; by SAM-HIF it ${score < 0 ? "harms" : "helps"}`);
     });
     const { without } = state;
     bars(result, "Change of the validation loss without the chosen image, in thousandths of a nat", [
