@@ -163,19 +163,25 @@ def section(slug: str) -> str:
     return template("live.html").render(slug=slug, does=widgets()[slug]["does"], models=models)
 
 
+def in_head(node: nodes.Node) -> bool:
+    """Whether a node behind a chapter's title is of its head: card, findings, the figure that tells them."""
+    is_findings = isinstance(node, nodes.container) and "findings" in node["classes"]
+    return (
+        isinstance(node, nodes.raw)
+        or is_findings
+        or (isinstance(node, nodes.figure) and bool(node.get("main")))
+    )
+
+
 def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put a chapter's widget after its head: title, card, findings and the figure that tells them."""
+    """Put a chapter's widget behind the head of its page."""
     slug = slug_of(docname)
     title = next(doctree.findall(nodes.title), None)
     if slug not in widgets() or title is None:
         return
     siblings = title.parent.children
     place = siblings.index(title) + 1
-    while place < len(siblings) and (
-        isinstance(siblings[place], nodes.raw)
-        or (isinstance(siblings[place], nodes.container) and "findings" in siblings[place]["classes"])
-        or (isinstance(siblings[place], nodes.figure) and siblings[place].get("main"))
-    ):
+    while place < len(siblings) and in_head(siblings[place]):
         place += 1
     title.parent.insert(place, nodes.raw("", section(slug), format="html"))
 
