@@ -20,7 +20,7 @@ export function choice(label, options, change, value) {
   const select = element("select", { change: () => change(select.value) });
   select.append(...pairs.map(([of, word]) => element("option", { value: of }, word)));
   if (value !== undefined) select.value = value;
-  return Object.assign(labelled(label, select), { select });
+  return labelled(label, select);
 }
 
 /** A slider that says its number. */
@@ -34,17 +34,11 @@ export function slider(label, { min, max, step = 1, value, say = String }, chang
 }
 
 /** A line of text; it counts from the first pause in typing. */
-export function line(label, value, change, suggestions = []) {
+export function line(label, value, change) {
   let timer;
   const later = () => { clearTimeout(timer); timer = setTimeout(() => change(input.value), 150); };
   const input = element("input", { type: "text", value, autocomplete: "off", spellcheck: "false", input: later });
-  const made = element("label", { class: "live-line" }, label, input);
-  if (suggestions.length) {
-    const id = `live-${label.replace(/\W/g, "-")}`;
-    input.setAttribute("list", id);
-    made.append(element("datalist", { id }, ...suggestions.map((text) => element("option", { value: text }))));
-  }
-  return Object.assign(made, { input });
+  return Object.assign(element("label", { class: "live-line" }, label, input), { input });
 }
 
 /** A button that is on or off. */

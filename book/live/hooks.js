@@ -7,7 +7,7 @@
 //
 // Hooks act in their order: a capture that comes after an edit sees what the edit made.
 
-export const SITES = [
+const SITES = [
   "embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_act", "q", "k", "v", "z", "scores", "pattern",
 ];
 
