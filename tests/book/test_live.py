@@ -59,6 +59,11 @@ def test_the_engine_is_small(folder):
     assert sum((folder / "live" / f"{name}.js").stat().st_size for name in ENGINE) < 30_000
 
 
+def test_comments_go_and_strings_stay():
+    script = '/** What it is. */\n  const a = "https://x"; // why\n// gone\nconst b = `c // d`;\n'
+    assert live.smaller(script) == 'const a = "https://x";\nconst b = `c // d`;\n'
+
+
 def test_every_shipped_organism_is_supported():
     assert [name for name in shipped() if not live.supports(name)] == []
 
