@@ -496,10 +496,10 @@ def test_a_widget_can_be_run_again(widget):
 
 def test_a_page_that_is_left_ends_its_worker(widget):
     page, _ = widget("pahq")
-    assert len(page.workers) == 1
-    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    (worker,) = page.workers
+    with worker.expect_event("close"):
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
     browsing.expect(page.locator(STATE.format("idle"))).to_have_count(1)
-    assert page.workers == []
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_opened_from_a_folder_a_widget_says_how_to_serve_it(chromium, site):
 
 def test_without_modules_in_workers_a_widget_says_so(widget):
     page, _ = widget("lambda-vit", run=False)
-    page.evaluate("window.Worker = class { constructor() { throw new TypeError('no module workers'); } }")
+    page.evaluate("() => { window.Worker = class { constructor() { throw new TypeError('no modules'); } }; }")
     page.locator(".live > button").click()
     page.wait_for_selector(STATE.format("failed"))
     assert "does not run here" in page.locator(".live [role=status]").inner_text()
