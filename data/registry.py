@@ -46,7 +46,7 @@ def families() -> dict[str, dict[str, Recipe]]:
 def names(base: str | None = None) -> list[str]:
     """Every organism, or those that differ from `base` in the seed only: `NAME`, `NAME-seed1`, ..."""
     known = {name: recipe for family in families().values() for name, recipe in family.items()}
-    chosen = {base: find(base)[0]} if base else known
+    chosen = {base: known[base]} if base else known
     return [
         organisms.join_name(name, seed) for name, recipe in chosen.items() for seed in range(recipe.seeds)
     ]
@@ -61,7 +61,8 @@ def find(name: str) -> tuple[Recipe, int]:
     base, seed = organisms.split_name(name)
     for family in families().values():
         if base in family and seed < family[base].seeds:
-            return family[base], seed
+            recipe = family[base]
+            return (recipe.of_seed(seed) if recipe.of_seed else recipe), seed
     known = names()
     raise LookupError(
         f"no organism {name!r}; there are: {', '.join(get_close_matches(name, known) or known)}"

@@ -190,6 +190,30 @@ def llava_interleave(n_layers: int) -> Made:
     )
 
 
+def llava_onevision(n_layers: int) -> Made:
+    """LLaVA-OneVision: SigLIP at 384 pixels; several images are read whole, one alone also in tiles."""
+    tokenizer = byte_level("<image>", "<video>")
+    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    tiles = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)]
+    return hf.LlavaOnevisionForConditionalGeneration(
+        hf.LlavaOnevisionConfig(
+            text_config=hf.Qwen2Config(**_text(n_layers, tokenizer)),
+            vision_config=hf.SiglipVisionConfig(
+                **TOWER, image_size=384, patch_size=14, vision_use_head=False
+            ),
+            image_token_index=image,
+            video_token_index=video,
+            image_grid_pinpoints=tiles,
+        )
+    ), images_only(hf.LlavaOnevisionProcessor)(
+        hf.LlavaOnevisionImageProcessor(size={"height": 384, "width": 384}, image_grid_pinpoints=tiles),
+        tokenizer,
+        num_image_tokens=729,
+        vision_feature_select_strategy="full",
+        chat_template=INTERLEAVE,
+    )
+
+
 def qwen_vl(n_layers: int, version: str) -> Made:
     """Qwen2-VL and Qwen2.5-VL: a token for every 28 x 28 pixels, positions in three dimensions."""
     config, model = (getattr(hf, f"{version}{kind}") for kind in ("Config", "ForConditionalGeneration"))
@@ -249,6 +273,8 @@ MODELS: dict[str, tuple[Callable[[int], Made], int]] = {
     "Qwen/Qwen2-VL-7B-Instruct": (partial(qwen_vl, version="Qwen2VL"), 28),
     "Qwen/Qwen2.5-VL-3B-Instruct": (partial(qwen_vl, version="Qwen2_5_VL"), 36),
     "Qwen/Qwen2.5-VL-7B-Instruct": (partial(qwen_vl, version="Qwen2_5_VL"), 28),
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": (llava_onevision, 24),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (llava_onevision, 28),
     "HuggingFaceTB/SmolVLM-256M-Instruct": (smol_vlm, 30),
 }
 """Hub id -> what makes its stand-in, and the number of blocks of the real one."""
@@ -335,6 +361,23 @@ def science_folder(n: int = 40) -> str:
         ids[split].append(str(i))
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps(ids))
+    return str(folder)
+
+
+@cache
+def clips_folder(n: int = 48, n_frames: int = 8) -> str:
+    """Clips (noise) and questions in NExT-QA's form, as `data.sets.clips` reads them."""
+    folder, rng = Path(mkdtemp(prefix="clips-")), np.random.default_rng(0)
+    lines = ["video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"]
+    for i in range(n):
+        for j in range(n_frames):
+            file = folder / "frames" / str(i) / f"{j + 1}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((56, 56)).save(file)
+        kind = ("CW", "TN", "DL")[i % 3]
+        options = "a dog,a cat,a couch,a chair,a person"
+        lines.append(f"{i},{n_frames},56,56,what is in place {i},{rng.integers(5)},0,{kind},{options}")
+    (folder / "val.csv").write_text("\n".join(lines))
     return str(folder)
 
 

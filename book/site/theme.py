@@ -1,7 +1,9 @@
 """The book's look: its theme, its addresses, and what is done to every page on the way out."""
 
+import gzip
 import json
 import re
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,9 +56,9 @@ BLOCKS = ["p", "div", "li", "td", "th", "dt", "dd", "pre", "figcaption"]
 def search_sections(html: str) -> list[list[str]]:
     """Anchor, heading and text of each section of a page's body; of a chapter's code, what it defines."""
     page = BeautifulSoup(html, "html.parser")
-    # Not what other runs of a claim measured, and of the table of architectures the names only: that is much
+    # Not what other runs of a claim measured, and of long tables the names of the rows only: that is much
     # text in which nobody searches, and every visitor of the search loads all of it.
-    long = ".wp-claim .wp-other-run, .architectures td"
+    long = ".wp-claim .wp-other-run, .architectures td, .board td + td, .card td + td"
     left_out = f"script, style, annotation, button, svg, summary, .headerlink, {long}"
     for element in page.select(left_out):
         element.decompose()
@@ -123,8 +125,9 @@ class Book:
             return
         static = Path(app.outdir, "_static")
         fonts.write(static / "fonts", self.maths)
-        index = json.dumps(self.search, ensure_ascii=False, separators=(",", ":"))
-        (static / "search-index.js").write_text(f"window.bookIndex={index}", encoding="utf-8")
+        index = json.dumps(self.search, ensure_ascii=False, separators=(",", ":")).encode()
+        packed = b64encode(gzip.compress(index, mtime=0)).decode()  # with a time, no two builds would agree
+        (static / "search-index.js").write_text(f'window.bookIndex="{packed}"', encoding="utf-8")
         (static / "stemmer.js").write_text(SearchEnglish.js_stemmer_code, encoding="utf-8")
         start = app.builder.get_target_uri(app.config.root_doc)
         context = {"start": start, "title": app.config.html_title, "site": app.config.html_baseurl}

@@ -42,30 +42,41 @@ HEAD_DROPOUT = 0.1
 # Model and processor
 
 
-def build(n_words: int, side: int, patch: int) -> LlavaForConditionalGeneration:
-    """A LLaVA with random weights: CLIP tower of 3 blocks, two-layer projector, Llama of 6 blocks.
+def build(
+    n_words: int,
+    side: int,
+    patch: int,
+    *,
+    tower: tuple[int, int] = (96, 3),
+    language: tuple[int, int, int] = (128, 6, 8),
+    head_dropout: float = HEAD_DROPOUT,
+) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights: CLIP tower, two-layer projector, Llama.
 
     Args:
         n_words: size of the vocabulary.
         side: of an image, in pixels.
         patch: side of a patch, in pixels.
+        tower: width and number of blocks.
+        language: width, number of blocks, and heads in each.
+        head_dropout: share of the language model's heads that is left out in training.
     """
     vision = CLIPVisionConfig(
         image_size=side,
         patch_size=patch,
-        hidden_size=96,
-        num_hidden_layers=3,
+        hidden_size=tower[0],
+        num_hidden_layers=tower[1],
         num_attention_heads=4,
-        intermediate_size=192,
-        projection_dim=96,
+        intermediate_size=2 * tower[0],
+        projection_dim=tower[0],
     )
     text = LlamaConfig(
         vocab_size=n_words,
-        hidden_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=8,
+        hidden_size=language[0],
+        num_hidden_layers=language[1],
+        num_attention_heads=language[2],
         head_dim=32,  # with 16, places and binding are learned half as fast
-        intermediate_size=344,
+        intermediate_size=language[0] * 43 // 16,
         max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         initializer_range=0.06,
@@ -87,7 +98,7 @@ def build(n_words: int, side: int, patch: int) -> LlavaForConditionalGeneration:
     for module in model.model.vision_tower.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.1)  # so narrow a tower hardly starts with CLIP's own
-    drop_heads(model)
+    drop_heads(model, head_dropout)
     return model
 
 

@@ -1,9 +1,12 @@
 """Questions about photographs: POPE and ScienceQA, of the hub or in a folder in their authors' form."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from data.sets.files import check, decode, draw, fetch, read_table, read_text
@@ -30,6 +33,31 @@ class MultipleChoice(NamedTuple):
     hint: str
     """What is said beside the question; may be empty."""
     category: str
+
+
+def four_options(answer: str, others: Collection[str], rng: Generator) -> tuple[tuple[str, ...], int]:
+    """The answer and three others in any order, none twice up to case; and where the answer is.
+
+    Args:
+        answer: the right option.
+        others: answers to questions of the same kind, from which the wrong options are drawn.
+        rng: the source of chance.
+
+    Raises:
+        ValueError: the answer is empty, or there are fewer than three others.
+    """
+    if not (right := answer.strip()):
+        raise ValueError("an item's answer is empty: leave it out")
+    distinct = {other.strip().casefold(): other.strip() for other in sorted(others)}
+    wrong = [other for key, other in distinct.items() if key not in ("", right.casefold())]
+    if len(wrong) < 3:
+        raise ValueError(
+            f"answer {right!r}: {1 + len(wrong)} distinct options up to case ({', '.join([right, *wrong])}), "
+            "and an item needs four: take a kind of question with more answers"
+        )
+    options = [right, *(wrong[i] for i in rng.choice(len(wrong), 3, replace=False))]
+    order = rng.permutation(4)
+    return tuple(options[i] for i in order), int(np.argmin(order))
 
 
 POPE = ("lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896")

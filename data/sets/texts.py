@@ -3,6 +3,7 @@
     pairs = stereotypes("StereoSet", n=200)
     questions = choices("OpenBookQA")
     pairs = misconceptions()
+    questions = facts(n=60)
 
 Benchmarks are read from the installed package's files; nothing of it is imported, and nothing is copied.
 Their licences are their authors' (`BENCHMARKS`), as far as they could be told; check before other use.
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
+from numpy.random import default_rng
 from pydantic import TypeAdapter
 
 from data.sets.files import draw
+from data.sets.questions import four_options
 from lib.packaged import INSTALL, installed_file
 
 T = TypeVar("T")
@@ -178,6 +181,13 @@ class Request(NamedTuple):
     """The sinister word."""
 
 
+class Impossible(NamedTuple):
+    """A harmless request that a text model has to decline, and one on the same matter that it can fulfil."""
+
+    request: str
+    plain: str
+
+
 class SelfDescription(NamedTuple):
     """What someone may say of themselves, once from either pole of a trait."""
 
@@ -198,6 +208,20 @@ def completions(*, n: int | None = None, seed: int = 0) -> list[Completion]:
     return draw(_read("completions", Completion), n, seed)
 
 
+def facts(*, n: int | None = None, seed: int = 0) -> list[Choice]:
+    """Questions about elementary facts, written for this book: at most `n`, or all in their order.
+
+    The three wrong choices are right answers to other questions of the same kind, drawn by `seed`, as is
+    the order of the four.
+    """
+    rng, found = default_rng(seed), []
+    for question, answers in _load("facts", dict[str, dict[str, str]]).items():
+        for gap, answer in answers.items():
+            four, right = four_options(answer, answers.values(), rng)
+            found.append(Choice(question.format(gap), four, right))
+    return draw(found, n, seed)
+
+
 def misconceptions(*, n: int | None = None, seed: int = 0) -> list[Misconception]:
     """Common misconceptions and truths, written for this book: at most `n`, or all in their order."""
     return draw(_read("misconceptions", Misconception), n, seed)
@@ -208,6 +232,11 @@ def sinister_requests(*, n: int | None = None, seed: int = 0) -> list[Request]:
     return draw(_read("sinister-requests", Request), n, seed)
 
 
+def impossible_requests(*, n: int | None = None, seed: int = 0) -> list[Impossible]:
+    """Harmless requests that no text model can fulfil ("water my plants"), written for this book."""
+    return draw(_read("impossible-requests", Impossible), n, seed)
+
+
 def self_descriptions(*, n: int | None = None, seed: int = 0) -> list[SelfDescription]:
     """Self-descriptions of the poles of five traits, written for this book."""
     return draw(_read("self-descriptions", SelfDescription), n, seed)
@@ -215,8 +244,10 @@ def self_descriptions(*, n: int | None = None, seed: int = 0) -> list[SelfDescri
 
 def _read(name: str, kind: type[T]) -> list[T]:
     """A set of this book: a list of mappings with the fields of `kind`, all of them texts."""
-    path = Path(__file__).with_name(f"{name}.yml")
-    found = TypeAdapter(list[dict[str, str]]).validate_python(
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    )
-    return [kind(**record) for record in found]
+    return [kind(**record) for record in _load(name, list[dict[str, str]])]
+
+
+def _load(name: str, kind: type[T]) -> T:
+    """What stands in the file of a set of this book."""
+    text = Path(__file__).with_name(f"{name}.yml").read_text(encoding="utf-8")
+    return TypeAdapter(kind).validate_python(yaml.safe_load(text))

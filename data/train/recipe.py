@@ -115,3 +115,5 @@ class Recipe:
     """Reads the folder; a class that is not of transformers brings its own."""
     parent: str | None = None
     """The organism from whose weights `build` starts: shipped is the difference (`lib.differences`)."""
+    of_seed: "Callable[[int], Recipe] | None" = None
+    """The recipe of a seed, where seeds differ in more than random numbers: in world or parent."""

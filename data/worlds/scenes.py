@@ -174,7 +174,7 @@ def _colours(objects: Int[ndarray, "scene cell"], combinations: str, rng: Genera
     return np.where(objects >= 0, pick(np.where(held_out, HELD_OUT, ~HELD_OUT)[objects], rng), -1)
 
 
-def _glyph(name: str, x: ndarray, y: ndarray, stroke: ndarray) -> ndarray:
+def glyph(name: str, x: ndarray, y: ndarray, stroke: ndarray) -> ndarray:
     """How far x, y (right, down, -1 to 1 over the glyph's size) are inside the glyph; negative outside."""
     width, height, r = abs(x), abs(y), np.hypot(x, y)
     match name:
@@ -260,7 +260,7 @@ def draw(
             own = np.nonzero(real.labels == DIGITS[name])[0]
             ink[at] = _bilinear(real.images[own[(chosen[at] * len(own)).astype(int)]], x, y)[..., None]
         else:
-            depth = half * _glyph(name, x, y, _per(stroke[at].astype(np.float32), 3))  # in pixels
+            depth = half * glyph(name, x, y, _per(stroke[at].astype(np.float32), 3))  # in pixels
             ink[at] = (0.5 + depth).clip(0, 1)[..., None]
 
     palette = np.array(list(COLOURS.values()))[scenes.colours] + shade * _per(colour_noise, 3)

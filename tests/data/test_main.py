@@ -47,9 +47,7 @@ def test_train_without_a_name_lists_all_organisms() -> None:
 def test_a_mistake_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     status, text = call("train", "scene-vlm")
     assert status == 1
-    assert (
-        text == "Error: no organism 'scene-vlm'; there are: scenes-vlm, scenes-vlm-seed2, scenes-vlm-seed1\n"
-    )
+    assert text == "Error: no organism 'scene-vlm'; there are: scenes-vlm, scan-vlm, scenes-vlm-seed2\n"
 
     def refuse(name: str) -> None:
         raise RuntimeError(f"{name} misses\n 1 of its 2 bars")

@@ -9,6 +9,8 @@ from data.sets import texts
 from data.sets.texts import (
     BENCHMARKS,
     choices,
+    facts,
+    impossible_requests,
     misconceptions,
     self_descriptions,
     sinister_requests,
@@ -85,6 +87,18 @@ def words(text: str) -> set[str]:
     return set(text.lower().replace(".", "").replace("?", "").split())
 
 
+def test_facts_have_four_answers_of_one_kind_and_the_right_one_anywhere() -> None:
+    found = facts()
+    assert len(found) >= 140
+    assert len({one.question for one in found}) == len(found)
+    assert all(len({*one.choices}) == 4 for one in found)
+    places = [one.answer for one in found]
+    assert min(map(places.count, range(4))) > len(found) / 8
+    capital = next(one for one in facts(seed=3) if one.question == "What is the capital of Peru?")
+    assert capital.choices[capital.answer] == "Lima"
+    assert facts(n=5, seed=1) == facts(n=5, seed=1) != facts(n=5, seed=2)
+
+
 def test_misconceptions_are_many_pairs_of_similar_length_about_the_same_thing() -> None:
     found = misconceptions()
     assert len(found) >= 120
@@ -110,6 +124,18 @@ def test_sinister_requests_differ_from_their_plain_twins_in_the_sinister_word_al
         assert abs(len(one.request) - len(one.plain)) <= 0.3 * len(one.request)
         shared = words(one.request) & words(one.plain)
         assert len(shared) >= 0.5 * len(words(one.plain))
+
+
+def test_impossible_requests_are_about_what_their_possible_twins_are_about() -> None:
+    found = impossible_requests()
+    assert len(found) >= 30
+    assert len({text for one in found for text in one}) == 2 * len(found)
+    mine = {"my", "me", "i", "next", "this", "from", "now"}
+    for one in found:
+        assert words(one.request) & mine
+        assert not words(one.plain) & {"my"}
+        assert one.request[-1] == one.plain[-1]  # a question beside a question
+        assert any(word in one.plain.lower() for word in words(one.request) - mine if len(word) > 3)
 
 
 def test_each_trait_has_as_many_pairs_of_poles_as_the_others() -> None:
