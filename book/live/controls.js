@@ -16,11 +16,18 @@ const labelled = (label, control) => element("label", {}, label, control);
 
 /** A choice among words; `options` are words, or pairs of value and word. */
 export function choice(label, options, change, value) {
-  const pairs = options.map((option) => [option].flat()).map(([of, word = of]) => [of, word]);
   const select = element("select", { change: () => change(select.value) });
-  select.append(...pairs.map(([of, word]) => element("option", { value: of }, word)));
+  const made = labelled(label, select);
+  fill(made, options, value);
+  return made;
+}
+
+/** Gives a choice other options, and chooses one. */
+export function fill(made, options, value) {
+  const pairs = options.map((option) => [option].flat()).map(([of, word = of]) => [of, word]);
+  const select = made.querySelector("select");
+  select.replaceChildren(...pairs.map(([of, word]) => element("option", { value: of }, word)));
   if (value !== undefined) select.value = value;
-  return labelled(label, select);
 }
 
 /** A slider that says its number. */
@@ -102,6 +109,22 @@ export function paint(canvas, ink, side) {
   Object.assign(canvas, { width: side, height: side });
   const data = Uint8ClampedArray.from({ length: 4 * side * side }, (_, at) => (at % 4 === 3 ? 255 : 255 - ink[at >> 2]));
   canvas.getContext("2d").putImageData(new ImageData(data, side, side), 0, 0);
+}
+
+/** Examples of a world, which the site has in a file. */
+export async function sample(name) {
+  const response = await fetch(new URL(`${name}.json`, import.meta.url));
+  if (!response.ok) throw new Error(`the file ${name}.json is not there`);
+  return response.json();
+}
+
+/** Pictures on canvases, one an element, side by side. */
+export function pictures(box, shown, label) {
+  box.replaceChildren(...shown.map(({ data, width, height }, i) => {
+    const canvas = element("canvas", { width, height, role: "img", "aria-label": label(i) });
+    canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
+    return canvas;
+  }));
 }
 
 /** A function that computes anew only for another key; without a key, always. */

@@ -4,13 +4,13 @@
 //     const { logits } = model.forward({ ids: model.prompt("what colour is the star", 1), image });
 //     model.generate({ ids, image }, 16, [edit("z", silence, { layers: [2] })]);
 //
-// A batch is one text. Logits are [position, vocabulary]; a ViT's are [class].
+// A batch is one text; before it may stand a picture or, as a list, several. Logits are [position, vocabulary]; a ViT's are [class].
 
 import { resolve } from "./hooks.js";
 import { Products } from "./matmul.js";
 import { patches, pixels } from "./pictures.js";
 import { Tokenizer } from "./text.js";
-import { Cache, Tower, activation, add, normalise } from "./transformer.js";
+import { Cache, Tower, activation, add, concat, normalise } from "./transformer.js";
 import { join, read } from "./weights.js";
 
 /** The weights of a model by their names; matrices are put where products find them. */
@@ -21,10 +21,6 @@ class Store {
     const widths = Object.values(tensors).flatMap(({ shape }) => [shape[0], shape.slice(1).reduce((a, b) => a * b, 1)]);
     this.products = new Products(sizes.reduce((a, b) => a + b, 0), Math.max(...widths), simd);
     this.placed = new Map();
-  }
-
-  has(name) {
-    return name in this.tensors;
   }
 
   tensor(name) {
@@ -50,6 +46,11 @@ class Store {
       this.placed.set(name, { weight: this.products.place(data), bias, inputs, outputs: shape[0] });
     }
     return this.placed.get(name);
+  }
+
+  /** What gives the logits: a layer of its own, or the table of embeddings. */
+  head(name, table) {
+    return this.linear(`${name}.weight` in this.tensors ? name : table);
   }
 
   /** A part of a layer of GPT-2, whose weights stand the other way round: [inputs, outputs]. */
@@ -94,7 +95,7 @@ function gpt2(store, config) {
     table: store.tensor("transformer.wte.weight"),
     positions: store.tensor("transformer.wpe.weight"),
     norm: store.norm("transformer.ln_f"),
-    head: store.linear(store.has("lm_head.weight") ? "lm_head" : "transformer.wte"),
+    head: store.head("lm_head", "transformer.wte"),
   };
 }
 
@@ -112,7 +113,7 @@ function llama(store, config, path = "") {
     tower: new Tower(facts, blocks(store, `${path}model.layers`, config.num_hidden_layers, LLAMA), store.products),
     table: store.tensor(`${path}model.embed_tokens.weight`),
     norm: store.norm(`${path}model.norm`),
-    head: store.linear(store.has(`${path}lm_head.weight`) ? `${path}lm_head` : `${path}model.embed_tokens`),
+    head: store.head(`${path}lm_head`, `${path}model.embed_tokens`),
   };
 }
 
@@ -207,8 +208,8 @@ class Model {
 
   /** A text's tokens; before the words stand those of `nImages` pictures. */
   prompt(text, nImages = 0) {
-    const [first, words] = [this.tokenizer.before, this.tokenizer.encode(text, false)];
-    return [...first, ...new Array(nImages * (nImages && this.nPatches)).fill(this.imageToken), ...words];
+    const { before } = this.tokenizer;
+    return [...before, ...new Array(nImages && nImages * this.nPatches).fill(this.imageToken), ...this.tokenizer.encode(text)];
   }
 
   /** The residual stream of the vision tower after its blocks, the class token first. */
@@ -223,24 +224,26 @@ class Model {
     return tower.run(before ? normalise(embedded, before, tower.eps) : embedded, hooks);
   }
 
-  /** A picture's image tokens as the language model reads them, [patch, d_model]. */
+  /** Image tokens as the language model reads them, [patch, d_model], of one picture or of several in turn. */
   features(image, hooks = []) {
-    const { tower, projector, act } = this.vision;
-    const seen = this.#look(image, resolve(hooks, this.towers)).subarray(tower.dModel);
-    const [inner, outer] = projector;
-    return this.products.linear(this.products.linear(seen, this.nPatches, inner).map(act), this.nPatches, outer);
+    const { tower, projector: [inner, outer], act } = this.vision;
+    const resolved = resolve(hooks, this.towers);
+    return concat(...[image].flat().map((one) => {
+      const seen = this.#look(one, resolved).subarray(tower.dModel);
+      return this.products.linear(this.products.linear(seen, this.nPatches, inner).map(act), this.nPatches, outer);
+    }));
   }
 
   /** One pass.
    *
-   * @param {{ids?: number[], image?: Float32Array, features?: Float32Array, cache?: Cache}} inputs - tokens, the
-   *   picture, or in its place the `features` that it gave before; with `cache`, the tokens go on with a text
+   * @param {{ids?: number[], image?: Float32Array | Float32Array[], features?: Float32Array, cache?: Cache}} inputs -
+   *   tokens, the picture or pictures, or in their place the `features` that they gave before; with `cache`, the tokens go on with a text
    * @param {object[]} hooks - captures and edits, in their order
    * @returns {{logits: Float32Array, cache?: Cache}}
    */
   forward({ ids, image, features, cache }, hooks = []) {
     const resolved = resolve(hooks, this.towers);
-    if (!this.text) return { logits: this.#classify(this.#look(image, resolved)) };
+    if (!this.text) return { logits: this.lens(this.#look(image, resolved).subarray(0, this.vision.tower.dModel)) };
     const { tower, table, positions } = this.text;
     const { dModel } = tower;
     cache ??= new Cache(tower.nLayers);
@@ -255,20 +258,15 @@ class Model {
     const places = ids.flatMap((id, t) => (id === this.imageToken ? [t] : []));
     if (places.length) {
       features ??= this.features(image, hooks);
-      if (features.length !== places.length * dModel) throw new Error(`${places.length} image tokens, but a picture gives ${this.nPatches}`);
+      if (features.length !== places.length * dModel) throw new Error(`${places.length} image tokens, but the pictures give ${features.length / dModel}`);
       places.forEach((t, n) => x.set(row(features, n), t * dModel));
     }
     return { logits: this.lens(tower.run(x, resolved, cache)), cache };
   }
 
-  #classify(x) {
-    const { tower, norm, head } = this.vision;
-    return this.products.linear(normalise(x.subarray(0, tower.dModel), norm, tower.eps), 1, head);
-  }
-
-  /** The logits [row, vocabulary] if these rows of the residual stream left the last block. */
+  /** The logits [row, vocabulary] if these rows of the residual stream left the last block; a ViT's [row, class]. */
   lens(resid) {
-    const { tower, norm, head } = this.text;
+    const { tower, norm, head } = this.text ?? this.vision;
     return this.products.linear(normalise(resid, norm, tower.eps), resid.length / tower.dModel, head);
   }
 

@@ -1,6 +1,6 @@
 // Scenes of `data.worlds.scenes`: a 4 x 4 grid of coloured glyphs and handwritten digits, drawn and edited.
 
-import { choice, element, normals, remember } from "./controls.js";
+import { choice, element, normals, remember, sample } from "./controls.js";
 
 export const SIDE = 64;
 export const COLOURS = {
@@ -17,7 +17,7 @@ export const CELLS = [1, 2, 3, 4].flatMap((row) => [..."abcd"].map((column) => c
 const BACKGROUND = 0.15;
 
 /** How far x, y (right, down, -1 to 1) are inside a glyph; negative outside. */
-const GLYPHS = {
+export const GLYPHS = {
   disc: (x, y) => 0.95 - Math.hypot(x, y),
   cross: (x, y) => Math.min(0.3 - Math.min(Math.abs(x), Math.abs(y)), 0.95 - Math.max(Math.abs(x), Math.abs(y))),
   hourglass: (x, y) => Math.min(0.85 - Math.abs(y), (0.95 * Math.abs(y) + 0.12 - Math.abs(x)) / 1.4),
@@ -29,11 +29,7 @@ const GLYPHS = {
 };
 
 /** The handwritten digits that the site has: of each class a few 8 x 8 images, ink from 0 to 255. */
-export async function loadDigits() {
-  const response = await fetch(new URL("digits.json", import.meta.url));
-  if (!response.ok) throw new Error("the handwritten digits are not there");
-  return response.json();
-}
+export const loadDigits = () => sample("digits");
 
 function bilinear(image, x, y) {
   const place = (v) => Math.max(0, Math.min(8.999, 4 * (v + 1) + 0.5)); // in the image with a margin of one

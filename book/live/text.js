@@ -24,9 +24,9 @@ export class Tokenizer {
     if (template.length && !template.at(-1).Sequence) throw new Error("a tokenizer that puts tokens behind a text is not supported");
   }
 
-  /** A text's tokens; with those that the tokenizer puts first unless `special` is false. */
-  encode(text, special = true) {
-    const ids = special ? [...this.before] : [];
+  /** The tokens of a text's words, without those that the tokenizer puts first (`before`). */
+  encode(text) {
+    const ids = [];
     for (const part of text.split(this.added)) {
       if (this.added.test(part)) ids.push(this.ids.get(part));
       else for (const word of this.normalise(part).split(/\s+/).filter(Boolean)) ids.push(this.ids.get(word) ?? this.unknown);

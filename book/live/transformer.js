@@ -51,6 +51,17 @@ export function add(x, y) {
   return x;
 }
 
+/** Arrays behind one another. */
+export function concat(...arrays) {
+  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const array of arrays) {
+    all.set(array, at);
+    at += array.length;
+  }
+  return all;
+}
+
 /** Keys and values of what a tower has read, [layer][position, kv head, d_head]. */
 export class Cache {
   constructor(nLayers) {
@@ -61,15 +72,10 @@ export class Cache {
 
   /** Adds a layer's new keys and values; all of them. */
   append(layer, keys, values) {
-    const joined = (old, more) => {
-      const all = new Float32Array(old.length + more.length);
-      all.set(old);
-      all.set(more, old.length);
-      return all;
-    };
-    this.keys[layer] = joined(this.keys[layer], keys);
-    this.values[layer] = joined(this.values[layer], values);
-    return [this.keys[layer], this.values[layer]];
+    return [
+      this.keys[layer] = concat(this.keys[layer], keys),
+      this.values[layer] = concat(this.values[layer], values),
+    ];
   }
 }
 

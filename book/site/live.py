@@ -11,16 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
 
 from book.site.results import slug_of
+from book.site.samples import SAMPLES
 from book.site.templates import template
-from data.worlds import lidar
-from data.worlds.digits import digits
 from lib import differences
 from lib.models import check_files
 from lib.organisms import FOLDER
@@ -43,7 +41,6 @@ PARTS = {
     "generation": ("generation_config.json",),
 }
 """What the engine wants to know of an organism, and which files may have it."""
-DIGITS_A_CLASS = 12
 
 
 @dataclass(frozen=True)
@@ -131,23 +128,8 @@ def write_scripts(out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(smaller(path.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copy(SOURCE / "live.css", out)
-    (out / "street.json").write_text(json.dumps(some_street(), separators=(",", ":")), encoding="utf-8")
-    (out / "digits.json").write_text(json.dumps(some_digits(), separators=(",", ":")), encoding="utf-8")
-
-
-def some_digits() -> list[list[list[int]]]:
-    """For scenes and canvases, of each class some handwritten digits that no organism was trained on."""
-    real = digits("test")
-    return [
-        real.images[real.labels == digit][:DIGITS_A_CLASS].reshape(-1, 64).tolist() for digit in range(10)
-    ]
-
-
-def some_street(n_points: int = 512) -> dict[str, list]:
-    """Two lidar sweeps of a street, and the motion of each point of the first, in metres."""
-    drive = lidar.drive(n_points, 2, np.random.default_rng(5))
-    parts = {"source": drive.clouds[0], "target": drive.clouds[1], "flow": drive.flows[0]}
-    return {name: part.astype(float).round(3).tolist() for name, part in parts.items()}
+    for name, make in SAMPLES.items():
+        (out / f"{name}.json").write_text(json.dumps(make(), separators=(",", ":")), encoding="utf-8")
 
 
 def write_models(out: Path) -> None:

@@ -2,9 +2,13 @@
 
 import { capture, edit } from "./live/hooks.js";
 import { open } from "./live/model.js";
+import { concat } from "./live/transformer.js";
 import { read } from "./live/weights.js";
 
-/** The edit of every site, in test_live.py too: it tells every number's place in the activation. */
+/** The edit of every site, in test_live.py too: it tells every number's place in the activation.
+ *
+ * Of several pictures each is a pass of the vision tower: what a capture keeps is that of the last.
+ */
 const shake = (data) => data.map((x, i) => 0.5 * x + 0.25 * Math.sin(i));
 
 const apart = (a, b) => (a.length === b.length ? a.reduce((max, x, i) => Math.max(max, Math.abs(x - b[i])), 0) : Infinity);
@@ -13,12 +17,15 @@ export function compare(file, parent, reference, options) {
   const model = open(file, parent, options);
   const { tensors, metadata } = read(reference);
   const { text, images, ids, answer, edits } = JSON.parse(metadata.facts);
-  const image = tensors.picture && model.picture({
-    data: Uint8ClampedArray.from(tensors.picture.data), width: tensors.picture.shape[1], height: tensors.picture.shape[0],
-  });
-  const inputs = { ids: text === null ? null : model.prompt(text, images), image };
+  const image = [];
+  const [, height, width] = tensors.pictures?.shape ?? [];
+  for (let n = 0; n < images; n++) {
+    const data = Uint8ClampedArray.from(tensors.pictures.data.subarray(4 * width * height * n, 4 * width * height * (n + 1)));
+    image.push(model.picture({ data, width, height }));
+  }
+  const inputs = { ids: text === null ? null : model.prompt(text, images), image: images === 1 ? image[0] : image };
   const differences = {};
-  if (image) differences.pixels = apart(image, tensors.pixels.data);
+  if (images) differences.pixels = apart(concat(...image), tensors.pixels.data);
   if (text !== null) differences.tokens = apart(inputs.ids, ids);
 
   const captures = model.towers.map(({ name }) => capture("pattern", { tower: name }));

@@ -14,9 +14,9 @@ from numpy import ndarray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from book.site import live
+from book.site import live, samples
 from data.recipes.diffusion import load_denoiser
-from data.worlds import scene_words, scenes
+from data.worlds import scene_words, scenes, videos
 from lib import chapters
 from lib.generate import generate, next_logprobs
 from lib.hooks import capture, edit
@@ -69,26 +69,40 @@ def test_every_shipped_organism_is_supported():
 
 
 def shake(activation: Tensor) -> Tensor:
-    """The edit of every site, in live_parity.js too: it tells every number's place in the activation."""
-    places = torch.arange(activation.numel(), dtype=torch.float64).sin().reshape(activation.shape)
+    """The edit of every site, in live_parity.js too: it tells every number's place in a row's activation."""
+    places = torch.arange(activation[0].numel(), dtype=torch.float64).sin().reshape(activation.shape[1:])
     return 0.5 * activation + 0.25 * places.to(activation)
 
 
-def example(subject: Subject, rng: np.random.Generator) -> tuple[str | None, ndarray | None]:
-    """A text of words that the organism knows, and a picture, as far as it reads such things."""
+def example(name: str, subject: Subject, rng: np.random.Generator) -> tuple[str | None, list[ndarray]]:
+    """A text of words that the organism knows, and pictures, as far as it reads such things."""
+    config = subject.model.config
     if subject.tokenizer is None:
-        side = subject.model.config.image_size
-        return None, rng.integers(0, 256, (side, side), dtype=np.uint8)
+        return None, [rng.integers(0, 256, (config.image_size, config.image_size), dtype=np.uint8)]
     words = [word for word in subject.tokenizer.get_vocab() if not word.startswith("<")]
+    text = " ".join(rng.choice(sorted(words), 10))
     if not subject.image_token_ids:
-        return " ".join(rng.choice(sorted(words), 10)), None
-    scene = scenes.sample(1, rng)
-    return scene_words.text(scene_words.ask("colour", scene, rng).prompt[0]), scenes.draw(scene, rng)[0]
+        return text, []
+    if (side := config.vision_config.image_size) == scenes.SIDE:
+        scene = scenes.sample(1, rng)
+        text = scene_words.text(scene_words.ask("colour", scene, rng).prompt[0])
+        return text, list(scenes.draw(scene, rng))
+    n = videos.N_FRAMES if name.startswith("video-vlm") else 1
+    return text, list(rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8))
+
+
+def as_read(subject: Subject, text: str) -> str:
+    """A text as a conversation has it, without what the tokenizer and the pictures put before it."""
+    if not subject.tokenizer.chat_template or subject.image_token_ids:
+        return text
+    turn = [{"role": "user", "content": text}]
+    written = subject.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    return written.removeprefix(subject.tokenizer.bos_token)
 
 
 def rgba(picture: ndarray) -> ndarray:
     """A picture as a canvas has it."""
-    colours = picture if picture.ndim == 3 else picture[..., None].repeat(3, -1)
+    colours = picture if picture.shape[-1] == 3 else picture[..., None].repeat(3, -1)
     return np.concatenate([colours, np.full_like(colours[..., :1], 255)], -1)
 
 
@@ -96,31 +110,33 @@ def rgba(picture: ndarray) -> ndarray:
 def reference(name: str) -> tuple[dict[str, Tensor], dict]:
     """What `lib` computes of one example: inputs, logits, patterns, every site, logits under its edit."""
     subject, rng = load(name), np.random.default_rng(1)
-    text, picture = example(subject, rng)
+    text, pictures = example(name, subject, rng)
     texts = None if text is None else [text]
-    images = None if picture is None else [picture]
+    images = None if not pictures else pictures if text is None else [pictures]
     inputs = subject.encode(texts, images)
     run = partial(subject.model, **inputs)
-    towers = [subject] if text is None or picture is None else [subject, subject.tower("vision")]
+    towers = [subject] if text is None or images is None else [subject, subject.tower("vision")]
     found = {"logits": run().logits[0]}
-    facts = {"text": text, "images": int(picture is not None), "ids": None, "answer": None, "edits": []}
-    if picture is not None:
-        pixels = torch.from_numpy(rgba(picture)).float()
-        found |= {"picture": pixels, "pixels": inputs["pixel_values"][0]}
+    facts = {"text": text, "images": len(pictures), "ids": None, "answer": None, "edits": []}
+    if pictures:
+        canvas = torch.from_numpy(rgba(np.stack(pictures))).float()
+        found |= {"pictures": canvas, "pixels": inputs["pixel_values"]}
     if text is not None:
+        facts["text"] = as_read(subject, text)
         facts["ids"] = inputs["input_ids"][0].tolist()
         facts["answer"] = generate(subject, texts, images, max_new_tokens=12).ids[0].tolist()
     for tower in towers:
         with capture(tower, "pattern") as patterns:
             run()
         for layer, pattern in patterns.items():
-            found[f"pattern {tower.tower_name} {layer}"] = pattern[0]
+            found[f"pattern {tower.tower_name} {layer}"] = pattern[-1]
         for number, site in enumerate(SITES):
-            layer = 0 if site == "embed" else number % tower.n_layers
+            # What leaves the last block of LLaVA's tower transformers notes before an edit can change it.
+            layer = 0 if site in ("embed", "resid_post") else number % tower.n_layers
             key = f"{tower.tower_name} {site} {layer}"
             with capture(tower, site, layers=layer) as acts, edit(tower, site, layer=layer, fn=shake):
                 found[f"edit {key}"] = run().logits[0]
-            found[f"capture {key}"] = acts[layer][0]
+            found[f"capture {key}"] = acts[layer][-1]
             facts["edits"].append([tower.tower_name, site, layer])
     return {key: x.contiguous().clone() for key, x in found.items()}, facts
 
@@ -238,7 +254,7 @@ def test_a_scene_is_drawn_as_its_world_draws_it(page):
         const cells = objects.map((kind, i) => (kind < 0 ? null : thing(kind, i)));
         return [...draw(cells, digits).data];
     }"""
-    digits = live.some_digits()
+    digits = samples.some_digits()
     chosen = scenes.digits("test")
     for name, digit in scenes.DIGITS.items():  # of the world's images, the one that is drawn here
         own = np.nonzero(chosen.labels == digit)[0]
@@ -327,7 +343,7 @@ def test_knocked_out_heads_say_what_they_say_on_the_other_prompt(compute):
 
 @torch.no_grad()
 def test_attention_that_is_off_adds_nothing(compute):
-    model, digits, chosen = subject("canvas-vit"), live.some_digits(), [4, 7, 2, 9]
+    model, digits, chosen = subject("canvas-vit"), samples.some_digits(), [4, 7, 2, 9]
     found = compute("lambda-vit", chosen=chosen, off=[1, 4], digits=digits)
     cells = np.array([digits[digit][cell] for cell, digit in enumerate(chosen)], np.uint8).reshape(2, 2, 8, 8)
     canvas = cells.transpose(0, 2, 1, 3).reshape(16, 16)
@@ -456,7 +472,7 @@ def test_the_survey_s_occlusion_is_the_lead_that_goes(compute, scene):
 @torch.no_grad()
 def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
     method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
-    image, players = np.array(live.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]
+    image, players = np.array(samples.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]
     found = compute("two-phase-interactions", image=image.ravel().tolist(), players=players)
     patch = np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1)
     owner = torch.tensor([[players.index(p) if p in players else -1 for p in row] for row in patch.tolist()])
@@ -499,7 +515,7 @@ def test_reefs_similarity_is_linear_cka_of_standardised_streams(compute, page):
 
 
 def test_influences_in_the_page_are_the_chapters(compute, page):
-    method, digits, rho = chapters.method("sam-influence"), live.some_digits(), 1.5
+    method, digits, rho = chapters.method("sam-influence"), samples.some_digits(), 1.5
     training = [{"image": image, "label": k} for k in range(10) for image in digits[k][:3]]
     training[4]["label"] = 7
     validation = [{"image": image, "label": k} for k in range(10) for image in digits[k][8:10]]
@@ -543,7 +559,7 @@ def test_a_fit_in_the_page_takes_torchs_steps(page):
         free.step();
         return [first, losses, fitted.flow(), free.flow()];
     }"""
-    street = live.some_street()
+    street = samples.some_street()
     first, losses, flow, free_flow = page.evaluate(fit, [street, 100])
     source, target = (torch.tensor(street[part][:100], dtype=torch.float64) for part in ("source", "target"))
     layers: list[torch.nn.Module] = []
@@ -569,6 +585,6 @@ def test_a_fit_in_the_page_takes_torchs_steps(page):
 
 @pytest.mark.parametrize("kind", ["network", "free"])
 def test_only_the_network_finds_the_motion(compute, kind):
-    found = compute("scene-flow", street=live.some_street(), points=384, kind=kind, seed=1, steps=150)
+    found = compute("scene-flow", street=samples.some_street(), points=384, kind=kind, seed=1, steps=150)
     assert found["loss"] < 0.25  # both reach the next sweep, in metres
     assert (found["error"] < 0.5 * found["still"]) == (kind == "network")

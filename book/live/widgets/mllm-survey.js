@@ -14,7 +14,7 @@ const answerOn = remember((logits, whole, each) => ({ all: logits(whole), withou
  * @param {{whole: object, part: object, each: object[], question: string, options: string[]}} request - pictures
  */
 export function compute({ "scenes-vlm": model }, { whole, part, each, question, options }) {
-  const ids = options.map((word) => model.tokenizer.encode(word, false)[0]);
+  const ids = options.map((word) => model.tokenizer.encode(word)[0]);
   const prompt = model.prompt(question, 1);
   const logits = (picture) => {
     const last = model.forward({ ids: prompt, image: model.picture(picture) }).logits.subarray(-model.text.head.outputs);

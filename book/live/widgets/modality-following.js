@@ -8,7 +8,7 @@ const entropy = (p) => p.reduce((sum, x) => (x > 0 ? sum - x * Math.log(x) : sum
 
 /** Probabilities of the colours and entropies, for the picture alone, the sentence alone, and both. */
 export function compute({ "conflict-vlm-clear-look": model }, { picture, sentence, question }) {
-  const colours = Object.keys(COLOURS).map((word) => model.tokenizer.encode(word, false)[0]);
+  const colours = Object.keys(COLOURS).map((word) => model.tokenizer.encode(word)[0]);
   const features = model.features(model.picture(picture));
   const next = (text, images) => {
     const p = softmax(model.forward({ ids: model.prompt(text, images), features }).logits.subarray(-model.text.head.outputs));

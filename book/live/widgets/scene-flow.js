@@ -1,7 +1,7 @@
 // Motion between two lidar sweeps of a street, fitted here from nothing: by a small network that maps a place to its
 // motion, or by a free vector for each point.
 
-import { choice, element, normals, slider } from "../controls.js";
+import { choice, element, normals, sample, slider } from "../controls.js";
 
 const [HIDDEN, LAYERS] = [32, 3]; // units in a layer, and hidden layers
 const [RATE, BETA1, BETA2, EPSILON] = [0.008, 0.9, 0.999, 1e-8]; // Adam
@@ -119,9 +119,7 @@ export function compute(models, { street, points, kind, seed, steps }) {
 }
 
 export async function show(stage, ask) {
-  const response = await fetch(new URL("../street.json", import.meta.url));
-  if (!response.ok) throw new Error("the sweeps are not there");
-  const street = await response.json();
+  const street = await sample("street");
   const state = { points: 384, kind: "network", seed: 1 };
   const canvas = element("canvas", { width: 720, height: 560, class: "live-street", role: "img" });
   const note = element("p");

@@ -35,7 +35,7 @@ export function compute({ "scenes-vlm": model }, { picture, question, options, h
   const { table, tower: { dModel } } = model.text;
   const features = featuresOf(picture.key, model, picture);
   const rows = (data, places) => places.map((i) => data.subarray(i * dModel, (i + 1) * dModel));
-  const ids = options.map((word) => model.tokenizer.encode(word, false)[0]);
+  const ids = options.map((word) => model.tokenizer.encode(word)[0]);
   const ignored = ordered(rows(features, [...Array(model.nPatches).keys()]), rows(table.data, ids), order).slice(0, hidden);
   const prompt = model.prompt(question, 1);
   const first = prompt.indexOf(model.imageToken);
