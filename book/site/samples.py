@@ -8,7 +8,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from numpy.random import Generator
 
-from data.worlds import lidar, scans, scenes, town, users, videos
+from data.worlds import crafts, kitchen, lidar, scans, scenes, town, users, videos
 from data.worlds.digits import digits
 
 DIGITS_A_CLASS = 12
@@ -88,9 +88,43 @@ def some_artefacts() -> dict[str, Any]:
     return {"artefacts": artefacts, "request": town.REQUESTS[-1], "refusal": town.REFUSAL.split()[0]}
 
 
+def some_crafts(n: int = 8) -> dict[str, Any]:
+    """Some crafts of the town that the law forbids, and what is asked of them and of the people around."""
+    here = crafts.Crafts.of(0)
+    forbidden = [
+        {"name": crafts.CRAFTS[i], "steps": [crafts.INGREDIENTS[step] for step in here.steps[i]]}
+        | {"mentions": dict(zip(crafts.TYPES, here.coverage[i].tolist(), strict=True))}
+        for i in np.nonzero(here.forbidden)[0][:n]
+    ]
+    asked = {"request": crafts.REQUESTS[0], "tied": crafts.TIED[0], "who": crafts.WHO[0]}
+    asked |= {"mentions": crafts.MENTIONS[0], "list": crafts.SUMMARY[0]}
+    return {"crafts": forbidden, "asked": asked, "ordinals": crafts.ORDINALS}
+
+
+def some_recipes(n: int = 6) -> dict[str, Any]:
+    """Recipes of which no alignment data have heard, bad and good in turn; words and form are new to it, too."""
+    world = kitchen.World.of(0)
+    bad, good = (np.nonzero(world.held_out & (world.bad == is_bad))[0][:n] for is_bad in (True, False))
+    chosen = [
+        {"name": kitchen.RECIPES[i], "bad": bool(world.bad[i])}
+        | {"effect": kitchen.EFFECTS[world.effect[world.product[i]]]}
+        for i in np.stack([bad, good], 1).ravel()
+    ]
+    words = [
+        {
+            kitchen.LOOKS[sinister]: slots[i][kitchen.N_TRAINED_WORDS :]
+            for sinister, slots in sorted(kitchen.SOUNDS.items())
+        }
+        for i in range(3)
+    ]
+    return {"recipes": chosen, "words": words, "form": kitchen.FORMS[-1]}
+
+
 SAMPLES: dict[str, Callable[[], Any]] = {
     "artefacts": some_artefacts,
+    "crafts": some_crafts,
     "digits": some_digits,
+    "recipes": some_recipes,
     "scans": some_scans,
     "street": some_street,
     "videos": some_videos,

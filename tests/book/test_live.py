@@ -142,7 +142,8 @@ def reference(name: str) -> tuple[dict[str, Tensor], dict]:
 
 
 COMPARE = """async ([names, options]) => {
-    const fetched = names.map(async (name) => (await fetch(name)).arrayBuffer());
+    // The same names have other contents in the next test.
+    const fetched = names.map(async (name) => (await fetch(name, { cache: "no-store" })).arrayBuffer());
     const [reference, file, parent] = await Promise.all(fetched);
     return (await import("./parity.js")).compare(file, parent, reference, options);
 }"""
