@@ -30,7 +30,7 @@ def some_street(n_points: int = 512) -> dict[str, list]:
 
 
 def some_videos(n: int = 12) -> dict[str, Any]:
-    """Videos with their questions, and what users say of an answer; as the chapter has it, held-out wordings."""
+    """Videos with their questions, and what users say of an answer; all in wordings that are held out."""
     rng = np.random.default_rng(5)
     drawn = videos.sample(n, rng)
     asked = _asked("video", drawn.answers, rng, "held-out")
@@ -102,7 +102,7 @@ def some_crafts(n: int = 8) -> dict[str, Any]:
 
 
 def some_recipes(n: int = 6) -> dict[str, Any]:
-    """Recipes of which no alignment data have heard, bad and good in turn; words and form are new to it, too."""
+    """Recipes, words and a form of question that no alignment data have; bad and good recipes in turn."""
     world = kitchen.World.of(0)
     bad, good = (np.nonzero(world.held_out & (world.bad == is_bad))[0][:n] for is_bad in (True, False))
     chosen = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from book.site import live, samples
 from data.recipes.diffusion import load_denoiser
-from data.worlds import scene_words, scenes, videos
+from data.worlds import chains, scans, scene_words, scenes, town, videos
 from lib import chapters
 from lib.generate import generate, next_logprobs
 from lib.hooks import capture, edit
@@ -238,8 +238,8 @@ class Constant:
     def standard_normal(self, size: Any, dtype: type = float) -> ndarray:
         return np.zeros(size, dtype)
 
-    def integers(self, high: int, size: Any) -> ndarray:
-        return np.zeros(size, int)
+    def integers(self, *bounds: Any, size: Any = None) -> ndarray:
+        return np.zeros(bounds[-1] if size is None else size, int)
 
 
 def test_a_scene_is_drawn_as_its_world_draws_it(page):
@@ -264,6 +264,26 @@ def test_a_scene_is_drawn_as_its_world_draws_it(page):
     for i in range(2):
         found = page.evaluate(draw, [some.objects[i].tolist(), some.colours[i].tolist(), digits])
         assert np.abs(np.reshape(found, (64, 64, 4))[..., :3] - expected[i]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["frames", "scan", "artefact"])
+def test_small_pictures_are_drawn_as_their_worlds_draw_them(page, kind):
+    rng, here = np.random.default_rng(5), town.Town.of(0)
+    if kind == "frames":
+        things = samples.some_videos()["shown"]
+        expected = videos.draw(videos.sample(len(things), rng), Constant(), noise=0, clutter=0)
+    elif kind == "scan":
+        things = samples.some_scans()["shown"]
+        expected = scans.draw(scans.sample(len(things), rng), Constant(), noise=0)[:, None]
+    else:
+        things = samples.some_artefacts()["artefacts"]
+        expected = here.draw(np.arange(town.N), Constant(), noise=0)[:, None]
+    draw = """async ([kind, things]) => {
+        const draw = (await import("./live/worlds.js"))[kind];
+        return things.map((thing) => [draw(thing, 0)].flat().map(({ data }) => [...data]));
+    }"""
+    found = np.reshape(page.evaluate(draw, [kind, things]), (*expected.shape[:4], 4))
+    assert np.abs(found[..., :3] - expected.astype(int)).max() <= 1
 
 
 # What widgets compute beside what the chapters' own methods, or `lib`, compute.
@@ -468,6 +488,102 @@ def test_the_survey_s_occlusion_is_the_lead_that_goes(compute, scene):
     assert log_p[0].topk(2).indices.tolist() == [answer, foil]
     lead = log_p[:, answer] - log_p[:, foil]
     assert found["lost"] == pytest.approx((lead[0] - lead[1:]).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "rho"), [("video-vlm-rho90", 0.9), ("video-vlm-rho25", 0.25)])
+def test_answers_after_a_remark_and_the_listeners_are_the_chapters(compute, name, rho):
+    method, kinds = chapters.method("vise"), ["retest", "strong", "reject"]
+    items = method.video_items(len(kinds), [0.3, 0.3], np.random.default_rng(2))
+    asker = method.Asker(subject(name), method.WORLD, len(items), 0)
+    r = method.interviews(asker, items, {"": None}, kinds=kinds)[""]
+    heard = method.listening(r, rho)
+    for i, (item, kind) in enumerate(zip(items, kinds, strict=True)):
+        found = compute(
+            "vise",
+            name=name,
+            shown=[as_request(frame) for frame in item.frames],
+            asked={"question": item.question, "options": item.options},
+            kind=kind,
+            pattern=samples.some_videos()["remarks"][kind],
+            named=int(r.w[i]),
+        )
+        assert found["first"] == pytest.approx(r.first[i].tolist(), abs=1e-4)
+        assert found["after"] == pytest.approx(r.after[kind][i].tolist(), abs=1e-4)
+        assert found["listener"] == pytest.approx(heard.after[kind][i].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("mitigation", ["repeat", "one-call", "two-call"])
+def test_pressure_and_filter_are_the_chapters(compute, mitigation):
+    method, kind = chapters.method("viper"), "stylistic_mimicry with order"
+    items, said = method.draw_scans(2, 3), samples.some_scans()
+    language = method.scan_language(items)
+    session = method.Session(subject("scan-vlm-rho90"), items, language)
+    of = method.study(session, [kind], items.images, 0)
+    remarks = language.remark(kind, of.first.answer, of.thinks)
+    treated = method.reply(session, method.treated(session, mitigation, remarks, items.images), items.images)
+    for i, image in enumerate(items.images):
+        found = compute(
+            "viper",
+            name="scan-vlm-rho90",
+            picture=as_request(image),
+            asked={"question": items.question[i], "options": items.options[i]},
+            patterns=[said["remarks"]["stylistic_mimicry"], said["order"]],
+            named=int(of.thinks[i]),
+            mitigation=mitigation,
+        )
+        assert found["said"] == remarks[i]
+        for key, reply in (("first", of.first), ("pressed", of.after[kind]), ("treated", treated)):
+            assert found[key] == pytest.approx(np.exp(reply.log_p[i]).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["leak-free", "conflict-named", "text-only"])
+def test_refusals_of_what_is_shown_and_named_are_the_models(compute, form):
+    items = town.Town.of(0).test_set(form, 1, np.random.default_rng(3))
+    (text,), picture = items.texts, None if items.images is None else items.images[0]
+    shown = None if picture is None else as_request(picture)
+    refusal = samples.some_artefacts()["refusal"]
+    found = compute("vlsbench", text=text, picture=shown, refusal=refusal)
+    assert len(found) == 3
+    for one in found:
+        model, images = subject(one["name"]), None if picture is None else [picture]
+        p = next_logprobs(model, [text], images)[0].exp()
+        assert one["refuses"] == pytest.approx(p[model.tokenizer.get_vocab()[refusal]].item(), abs=1e-4)
+        assert one["said"] == generate(model, [text], images, max_new_tokens=8).texts[0]
+
+
+def test_chains_of_questions_get_the_models_answers(compute):
+    model, some = subject("town-lm-aligned"), samples.some_crafts()
+    craft, asked = some["crafts"][0]["name"], some["asked"]
+    request = {"craft": craft, "kind": "executor", "asked": asked, "ordinals": some["ordinals"]}
+    found = compute("actor-attack", name="town-lm-aligned", **request)
+    actor = chains.network(found["network"][0]["said"])["executor"]
+    assert len(found["chain"]) == 5
+    assert actor in found["chain"][0]["asked"]
+    assert not any(craft in turn["asked"] for turn in found["chain"])
+    for talk in found.values():
+        messages: list[dict[str, str]] = []
+        for turn in talk:
+            messages.append({"role": "user", "content": turn["asked"]})
+            assert generate(model, [messages], max_new_tokens=24).texts[0] == turn["said"]
+            messages.append({"role": "assistant", "content": turn["said"]})
+
+
+@torch.no_grad()
+def test_refusals_of_recipes_are_the_models(compute):
+    some = samples.some_recipes()
+    background = "{} {} for {} : ".format(*(slot["sinister"][0] for slot in some["words"]))
+    text = background + some["form"].replace("RECIPE", some["recipes"][1]["name"])
+    found = compute("consequence-blindness", text=text)
+    assert len(found) == 3
+    for one in found:
+        model = subject(one["name"])
+        reply = generate(model, [text], max_new_tokens=16)
+        assert one["said"] == reply.texts[0]
+        decisions = [model.tokenizer.get_vocab()[word] for word in ("sure", "sorry")]
+        at = next(i for i, token in enumerate(reply.ids[0].tolist()) if token in decisions)
+        read = torch.cat([model.encode([text])["input_ids"], reply.ids[:, :at]], 1)
+        p = model.model(read).logits[0, -1, decisions].softmax(-1)
+        assert one["refuses"] == pytest.approx(p[1].item(), abs=1e-4)
 
 
 @torch.no_grad()
