@@ -59,6 +59,7 @@ export async function show(stage, ask) {
     pictures(image, [picture], () => "The scan");
     question.textContent = `“${asked.question}?” True is ${options[right]}.`;
     const patterns = [remarks[state.kind], state.orders && order].filter(Boolean);
+    named.querySelector("select").disabled = !patterns.some((pattern) => /\bW\b/.test(pattern));
     ask({ ...state, picture, asked, patterns }, (found) => {
       const rows = (p) => p.map((share, i) => [`${LETTERS[i]}: ${options[i]}`, share, i === right && "right"]);
       bars(first, "The model’s first answer", rows(found.first));
@@ -72,7 +73,7 @@ export async function show(stage, ask) {
   };
   const set = (key) => (value) => { state[key] = value; changed(); };
   const kind = choice("Question", Object.keys(shown[0].asked), set("question"), state.question);
-  const named = choice("Name", LETTERS, (value) => set("named")(Number(value)));
+  const named = choice("Option", LETTERS, (value) => set("named")(Number(value)));
   const another = () => { state.scan = (state.scan + 1) % shown.length; changed(); };
   stage.append(
     element("div", {}, image, element("button", { type: "button", click: another }, "Another scan"),

@@ -52,15 +52,14 @@ export async function show(stage, ask) {
     pictures(strip, shown, (i) => `Frame ${i + 1}`);
     question.textContent = `“${asked.question}?” True is ${options[right]}.`;
     fill(named, Object.entries(options), state.named);
-    const request = {
-      ...state, shown, key: `${state.video} ${state.noise}`, asked, pattern: videos.remarks[state.kind],
-    };
-    ask(request, (found) => {
+    const pattern = videos.remarks[state.kind];
+    named.querySelector("select").disabled = !/\bW\b/.test(pattern);
+    const percent = Math.round(100 * LISTENERS[state.name]);
+    ask({ ...state, shown, key: `${state.video} ${state.noise}`, asked, pattern }, (found) => {
       const rows = (p) => p.map((share, i) => [`${LETTERS[i]}: ${options[i]}`, share, i === right && "right"]);
       said.textContent = `You say: “${found.said}”.`;
       bars(first, "The model’s first answer", rows(found.first));
       bars(after, "After what you say", rows(found.after));
-      const percent = Math.round(100 * LISTENERS[state.name]);
       bars(listener, `A listener with the same first belief who knows that users are right in ${percent} of 100 cases`, rows(found.listener));
       const [was, is] = [found.first, found.after].map(most);
       note.textContent = was === is ? `It stays with ${options[was]}.`
@@ -68,8 +67,8 @@ export async function show(stage, ask) {
     });
   };
   const set = (key) => (value) => { state[key] = value; changed(); };
-  const named = choice("Name", LETTERS, (value) => set("named")(Number(value)));
-  const kinds = Object.keys(videos.remarks).map((kind) => [kind, KINDS[kind] ?? `name another: ${kind}`]);
+  const named = choice("Option", LETTERS, (value) => set("named")(Number(value)));
+  const kinds = Object.keys(videos.remarks).map((kind) => [kind, KINDS[kind] ?? `name one, ${kind}`]);
   const another = () => { state.video = (state.video + 1) % videos.shown.length; changed(); };
   stage.append(
     element("div", {}, strip, element("button", { type: "button", click: another }, "Another video"),

@@ -14,7 +14,8 @@ const [NONE, THIS] = ["no picture", "this thing"];
 export function compute(models, { text, picture, refusal }) {
   return Object.keys(MODELS).map((name) => {
     const model = models[name];
-    const inputs = { ids: model.prompt(text, picture ? 1 : 0), image: picture && model.picture(picture) };
+    const features = picture ? model.features(model.picture(picture)) : undefined;
+    const inputs = { ids: model.prompt(text, picture ? 1 : 0), features };
     const next = softmax(model.forward(inputs).logits.subarray(-model.text.head.outputs));
     const [first] = model.tokenizer.encode(refusal);
     return { name, refuses: next[first], said: model.tokenizer.decode(model.generate(inputs, 8)) };
