@@ -7,9 +7,8 @@ export const LETTERS = ["a", "b", "c", "d"];
 /** Question and options: what stands before "answer". */
 export const stem = ({ question, options }) => `${question} ; ${options.map((word, i) => `${LETTERS[i]} ${word}`).join(" ")} ;`;
 
-/** Probabilities of some words, one of which is to come next. */
-export function probabilities(model, inputs, words) {
-  const { logits } = model.forward(inputs);
+/** Probabilities of some words, one of which is to come next, from the logits of a pass. */
+export function probabilities(model, { logits }, words) {
   return [...softmax(words.map((word) => logits.at(model.tokenizer.encode(word)[0] - model.text.head.outputs)))];
 }
 

@@ -22,7 +22,7 @@ export function compute(models, { name, picture, asked, patterns, named, mitigat
   const features = featuresOf(picture.key && name + picture.key, model, picture);
   const words = stem(asked);
   const seen = (text) => ({ ids: model.prompt(text, 1), features });
-  const read = (text) => probabilities(model, seen(text), LETTERS);
+  const read = (text) => probabilities(model, model.forward(seen(text)), LETTERS);
   const copy = (inputs) => model.tokenizer.decode(model.generate(inputs, MOST)).split(" answer")[0].trim();
   const first = read(`${words} answer`);
   const answer = most(first);

@@ -29,11 +29,12 @@ export function compute(models, { name, shown, key, asked, kind, pattern, named 
   const model = models[name];
   const features = featuresOf(key && name + key, model, shown);
   const question = `${stem(asked)} answer`;
-  const read = (text) => probabilities(model, { ids: model.prompt(text, shown.length), features }, LETTERS);
-  const first = read(question);
+  const asks = model.forward({ ids: model.prompt(question, shown.length), features });
+  const first = probabilities(model, asks, LETTERS);
   const answer = most(first);
   const said = remark(pattern, named, answer);
-  const after = read(`${question} ${LETTERS[answer]} <eos> ${said} ; answer`);
+  const behind = model.tokenizer.encode(`${LETTERS[answer]} <eos> ${said} ; answer`);
+  const after = probabilities(model, model.forward({ ids: behind, cache: asks.cache }), LETTERS); // reads on
   return { first, said, after, listener: listen(first, kind, named, answer, LISTENERS[name]) };
 }
 
