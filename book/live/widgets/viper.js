@@ -42,7 +42,7 @@ export function compute(models, { name, picture, asked, patterns, named, mitigat
 export async function show(stage, ask) {
   const { shown, remarks, order } = await sample("scans");
   const state = {
-    scan: 0, question: "organ", noise: 0.2, kind: "authority_based", orders: false, named: 0, mitigation: "one-call", name: "scan-vlm-rho90",
+    scan: 0, question: "modality", noise: 0.25, kind: "authority_based", orders: false, named: 0, mitigation: "one-call", name: "scan-vlm-rho90",
   };
   const [image, first, pressed, treated] = ["div", "div", "div", "div"].map((tag) => element(tag));
   image.className = "live-picture";
@@ -50,7 +50,7 @@ export async function show(stage, ask) {
   const note = notice();
   const changed = () => {
     const { asked: all } = shown[state.scan];
-    if (!(state.question in all)) state.question = "organ"; // not every scan has a finding
+    if (!(state.question in all)) state.question = "modality"; // not every scan has a finding
     const asked = all[state.question];
     const { options, right } = asked;
     fill(kind, Object.keys(all), state.question);
