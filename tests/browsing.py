@@ -13,7 +13,18 @@ import browser as program
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-__all__ = ["Axe", "Visit", "chromium", "expect", "offline", "served", "tour"]
+__all__ = [
+    "OVERFLOW",
+    "SCHEMES",
+    "Axe",
+    "Visit",
+    "chromium",
+    "expect",
+    "offline",
+    "served",
+    "tour",
+    "watch",
+]
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
@@ -128,7 +139,9 @@ def offline(context: BrowserContext, base: str, foreign: list[str]) -> None:
     context.route("**/*", decide)
 
 
-def _watch(page: Page, visit: Visit) -> None:
+def watch(page: Page, visit: Visit) -> None:
+    """Note a page's errors and what it asked for and did not get."""
+
     def console(message: Any) -> None:
         if message.type == "error" and "Failed to load resource" not in message.text:  # noted elsewhere
             visit.console.append(message.text)
@@ -149,7 +162,7 @@ def tour(browser: Browser, base: str, pages: list[str], judged: set[str]) -> dic
         for name, visit in visits.items():
             foreign.clear()
             page = context.new_page()
-            _watch(page, visit if width == WIDTHS[0] else Visit(name))
+            watch(page, visit if width == WIDTHS[0] else Visit(name))
             page.goto(base + name, wait_until="load")
             height = page.evaluate(HEIGHT)
             page.evaluate(UNFOLD)

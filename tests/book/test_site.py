@@ -13,7 +13,7 @@ import browser as program
 import pytest
 import yaml
 
-from book.site import api, build
+from book.site import api, build, live
 from lib import ROOT, chapters, papers
 
 pytestmark = [
@@ -394,3 +394,143 @@ def test_the_site_is_readable_without_scripts(chromium, base):
     assert page.locator("nav.contents").is_visible()
     assert page.locator("button:visible").count() == 0
     context.close()
+
+
+WIDGETS = list(live.widgets())
+STATE = ".live[data-state={}]"
+# Whatever a widget has is used as a reader would: sliders by the keyboard, choices, buttons.
+USE = """async () => {
+    const section = document.querySelector(".live");
+    const ready = async () => {
+        await new Promise((done) => setTimeout(done, 200)); // typing counts from the first pause
+        while (section.dataset.state === "busy") await new Promise((done) => setTimeout(done, 20));
+        const said = section.querySelector("[role=status]").textContent;
+        return section.dataset.state === "ready" && !said ? [] : [`${section.dataset.state}: ${said}`];
+    };
+    const problems = [];
+    const fire = (control, kind) => control.dispatchEvent(new Event(kind, { bubbles: true }));
+    for (const select of section.querySelectorAll("select")) {
+        select.selectedIndex = select.options.length - 1;
+        fire(select, "change");
+        problems.push(...await ready());
+    }
+    for (const input of section.querySelectorAll("input[type=range]")) {
+        input.value = input.max;
+        fire(input, "input");
+        problems.push(...await ready());
+    }
+    for (const button of [...section.querySelectorAll(".live-stage button")].slice(0, 12)) {
+        button.click();
+        problems.push(...await ready());
+    }
+    return problems;
+}"""
+
+
+@pytest.fixture
+def widget(chromium, base):
+    """Opens a chapter at a width and runs its widget by the keyboard; the page, and what it did."""
+    contexts = []
+
+    def open_page(slug, width=1280, run=True):
+        context = chromium.new_context(viewport={"width": width, "height": 844}, reduced_motion="reduce")
+        contexts.append(context)
+        done = browsing.Visit(slug)
+        browsing.offline(context, base, done.foreign)
+        page = context.new_page()
+        browsing.watch(page, done)
+        page.goto(f"{base}notebooks/{slug}.html", wait_until="networkidle")
+        if run:
+            page.locator(".live > button").focus()
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f"{STATE.format('ready')}, {STATE.format('failed')}", timeout=60_000)
+        return page, done
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def test_every_chapter_that_has_a_widget_shows_where_and_no_other(visits, site):
+    for slug in chapters.slugs():
+        text = (site / "notebooks" / f"{slug}.html").read_text(encoding="utf-8")
+        assert ('class="live"' in text) == (slug in WIDGETS) == ("live.js" in text)
+
+
+@pytest.mark.parametrize("slug", WIDGETS)
+def test_a_widget_loads_nothing_before_it_is_asked(widget, slug):
+    page, _ = widget(slug, run=False)
+    loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert {Path(urlsplit(name).path).name for name in loaded if "/live/" in name} == {"live.css", "live.js"}
+    size = sum(file.bytes for file in live.files(slug)) / 1e6
+    shown = f"Run it here ({size:.{2 if size < 1 else 1}f} MB)" if size else "Run it here"
+    assert page.locator(".live > button").inner_text() == shown
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("slug", WIDGETS)
+def test_a_widget_runs_and_can_be_used(widget, slug, width):
+    page, done = widget(slug, width)
+    assert page.locator(STATE.format("ready")).count() == 1, page.locator(".live").inner_text()
+    assert page.locator(".live-stage").is_visible()
+    assert page.evaluate(USE) == []
+    assert page.evaluate(browsing.OVERFLOW) <= 0
+    for scheme in browsing.SCHEMES:
+        page.emulate_media(color_scheme=scheme)
+        assert browsing.Axe().run(page).response["violations"] == []
+    page.get_by_role("button", name="Close").click()
+    assert page.locator(".live-stage").count() == 0
+    browsing.expect(page.locator(".live > button")).to_be_focused()
+    assert (done.foreign, done.console, done.missing) == ([], [], [])
+
+
+def test_a_widget_can_be_run_again(widget):
+    page, done = widget("pahq")
+    for _ in range(2):
+        page.get_by_role("button", name="Close").click()
+        page.locator(".live > button").click()
+        page.wait_for_selector(STATE.format("ready"))
+        assert page.locator(".live-bars").count() == 2
+    assert done.console == []
+
+
+def test_a_page_that_is_left_ends_its_worker(widget):
+    page, _ = widget("pahq")
+    (worker,) = page.workers
+    with worker.expect_event("close"):
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    browsing.expect(page.locator(STATE.format("idle"))).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": 404}, "the weights of canvas-vit are not there (status 404)"),
+        ({"status": 200, "body": "short"}, "the weights of canvas-vit came incomplete"),
+        (None, "could not be fetched"),
+    ],
+)
+def test_where_a_model_cannot_be_loaded_the_page_says_why(widget, answer, said):
+    page, _ = widget("lambda-vit", run=False)
+    page.route("**/*.safetensors", lambda route: route.fulfill(**answer) if answer else route.abort())
+    page.locator(".live > button").click()
+    page.wait_for_selector(STATE.format("failed"))
+    assert said in page.locator(".live [role=status]").inner_text()
+    assert page.locator(".live > button").is_visible()
+    assert page.locator("article figure img").first.is_visible()  # the static figure stays
+
+
+def test_opened_from_a_folder_a_widget_says_how_to_serve_it(chromium, site):
+    page = chromium.new_page()
+    page.goto((site / "notebooks" / "simignore.html").as_uri())
+    assert "python3 -m http.server" in page.locator(".live [role=status]").inner_text()
+    assert page.locator(".live button").count() == 0
+    page.close()
+
+
+def test_without_modules_in_workers_a_widget_says_so(widget):
+    page, _ = widget("lambda-vit", run=False)
+    page.evaluate("() => { window.Worker = class { constructor() { throw new TypeError('no modules'); } }; }")
+    page.locator(".live > button").click()
+    page.wait_for_selector(STATE.format("failed"))
+    assert "does not run here" in page.locator(".live [role=status]").inner_text()

@@ -1,0 +1,132 @@
+"""What widgets show: examples of the worlds, few enough for a reader's browser."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from numpy.random import Generator
+
+from data.worlds import crafts, kitchen, lidar, scans, scenes, town, users, videos
+from data.worlds.digits import digits
+
+DIGITS_A_CLASS = 12
+
+
+def some_digits() -> list[list[list[int]]]:
+    """For scenes and canvases, of each class some handwritten digits that no organism was trained on."""
+    real = digits("test")
+    return [
+        real.images[real.labels == digit][:DIGITS_A_CLASS].reshape(-1, 64).tolist() for digit in range(10)
+    ]
+
+
+def some_street(n_points: int = 512) -> dict[str, list]:
+    """Two lidar sweeps of a street, and the motion of each point of the first, in metres."""
+    drive = lidar.drive(n_points, 2, np.random.default_rng(5))
+    parts = {"source": drive.clouds[0], "target": drive.clouds[1], "flow": drive.flows[0]}
+    return {name: part.astype(float).round(3).tolist() for name, part in parts.items()}
+
+
+def some_videos(n: int = 12) -> dict[str, Any]:
+    """Videos with their questions, and what users say of an answer; all in wordings that are held out."""
+    rng = np.random.default_rng(5)
+    drawn = videos.sample(n, rng)
+    asked = _asked("video", drawn.answers, rng, "held-out")
+    shown = [
+        {"place": drawn.place[i].tolist(), "colour": drawn.colour[i].tolist()}
+        | {"lamp": int(drawn.lamp[i]), "lights": int(drawn.lights[i]), "asked": asked[i]}
+        for i in range(n)
+    ]
+    remarks = {**users.NAMING, **users.OBJECTING, "retest": users.AGAIN}
+    return {"shown": shown, "remarks": {kind: wordings[-1] for kind, wordings in remarks.items()}}
+
+
+def some_scans(n: int = 12) -> dict[str, Any]:
+    """Phantom scans with their questions, and what users say of an answer in wordings that are held out."""
+    rng = np.random.default_rng(5)
+    drawn = scans.sample(n, rng)
+    asked = _asked("scan", drawn.answers, rng, "train")
+    shown = [
+        {"modality": int(drawn.modality[i]), "organ": int(drawn.organ[i])}
+        | {"finding": drawn.finding[i].tolist(), "grade": drawn.grade[i].tolist(), "asked": asked[i]}
+        for i in range(n)
+    ]
+    remarks = {kind: wordings[-1] for kind, wordings in users.PRESSURES.items()}
+    return {"shown": shown, "remarks": remarks, "order": users.ORDERS[-1]}
+
+
+def _asked(
+    world: users.World,
+    answers: Mapping[str, Int[ndarray, " item"]],
+    rng: Generator,
+    wording: users.Wording,
+) -> list[dict[str, dict[str, Any]]]:
+    """Of each item the questions that have an answer, by kind."""
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in next(iter(answers.values()))]
+    for number, kind in enumerate(users.QUESTIONS[world]):
+        there = np.nonzero(answers[kind] >= 0)[0]
+        some = {name: of[there] for name, of in answers.items()}
+        asked = users.ask(world, some, np.full(len(there), number), rng, wording=wording)
+        rows = zip(users.text(asked.question), users.text(asked.options), asked.right.tolist(), strict=True)
+        for i, (question, options, right) in zip(there, rows, strict=True):
+            found[i][kind] = {"question": question, "options": options.split(), "right": right}
+    return found
+
+
+def some_artefacts() -> dict[str, Any]:
+    """The town's artefacts, what the law says of them, and a request in words that are held out."""
+    here = town.Town.of(0)
+    kind, colour = np.divmod(here.look, len(scenes.COLOURS))
+    uses = town.LANGUAGE.text(here.use(np.arange(town.N)))
+    artefacts = [
+        {"name": name, "object": list(scenes.GLYPHS)[kind[i]], "colour": list(scenes.COLOURS)[colour[i]]}
+        | {"forbidden": bool(here.forbidden[i]), "use": uses[i]}
+        for i, name in enumerate(town.NAMES)
+    ]
+    return {"artefacts": artefacts, "request": town.REQUESTS[-1], "refusal": town.REFUSAL.split()[0]}
+
+
+def some_crafts(n: int = 8) -> dict[str, Any]:
+    """Some crafts of the town that the law forbids, and what is asked of them and of the people around."""
+    here = crafts.Crafts.of(0)
+    forbidden = [
+        {"name": crafts.CRAFTS[i], "steps": [crafts.INGREDIENTS[step] for step in here.steps[i]]}
+        | {"mentions": dict(zip(crafts.TYPES, here.coverage[i].tolist(), strict=True))}
+        for i in np.nonzero(here.forbidden)[0][:n]
+    ]
+    asked = {"request": crafts.REQUESTS[0], "tied": crafts.TIED[0], "who": crafts.WHO[0]}
+    asked |= {"mentions": crafts.MENTIONS[0], "list": crafts.SUMMARY[0]}
+    return {"crafts": forbidden, "asked": asked, "ordinals": crafts.ORDINALS}
+
+
+def some_recipes(n: int = 6) -> dict[str, Any]:
+    """Recipes, words and a form of question that no alignment data have; bad and good recipes in turn."""
+    world = kitchen.World.of(0)
+    bad, good = (np.nonzero(world.held_out & (world.bad == is_bad))[0][:n] for is_bad in (True, False))
+    chosen = [
+        {"name": kitchen.RECIPES[i], "bad": bool(world.bad[i])}
+        | {"effect": kitchen.EFFECTS[world.effect[world.product[i]]]}
+        for i in np.stack([bad, good], 1).ravel()
+    ]
+    words = [
+        {
+            kitchen.LOOKS[sinister]: slots[i][kitchen.N_TRAINED_WORDS :]
+            for sinister, slots in sorted(kitchen.SOUNDS.items())
+        }
+        for i in range(3)
+    ]
+    return {"recipes": chosen, "words": words, "form": kitchen.FORMS[-1]}
+
+
+SAMPLES: dict[str, Callable[[], Any]] = {
+    "artefacts": some_artefacts,
+    "crafts": some_crafts,
+    "digits": some_digits,
+    "recipes": some_recipes,
+    "scans": some_scans,
+    "street": some_street,
+    "videos": some_videos,
+}
+"""By the names of the files in which the site has them."""
