@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lib.attention import tapped
@@ -271,7 +273,36 @@ def _hook(stack: ExitStack, point: Point, function: Callable[[Tensor], Tensor]) 
         handle = point.block.register_forward_pre_hook(remember_batch, with_kwargs=True)
         stack.callback(handle.remove)
     if point.side == "input":
-        handle = point.module.register_forward_pre_hook(on_input, with_kwargs=True)
+        stack.callback(point.module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
     else:
-        handle = point.module.register_forward_hook(on_output)
-    stack.callback(handle.remove)
+        _behind(stack, point.module, on_output)
+
+
+_queues: WeakKeyDictionary[nn.Module, tuple[list[Callable], RemovableHandle]] = WeakKeyDictionary()
+
+
+def _behind(stack: ExitStack, module: nn.Module, function: Callable) -> None:
+    """Runs a hook right behind a module, after those put here earlier and before any that are not ours.
+
+    transformers records hidden states by hooks that stay in a model from its first pass on, and LLaVA goes on
+    with what was recorded of its tower: an edit behind them would be lost.
+    """
+    if module not in _queues:
+        hooks: list[Callable] = []
+
+        def run(module: nn.Module, args: tuple, output: Any) -> Any:
+            for hook in hooks:
+                output = hook(module, args, output)
+            return output
+
+        _queues[module] = hooks, module.register_forward_hook(run, prepend=True)
+    queue, handle = _queues[module]
+    queue.append(function)
+
+    def leave() -> None:
+        queue.remove(function)
+        if not queue:
+            handle.remove()
+            del _queues[module]
+
+    stack.callback(leave)

@@ -131,8 +131,7 @@ def reference(name: str) -> tuple[dict[str, Tensor], dict]:
         for layer, pattern in patterns.items():
             found[f"pattern {tower.tower_name} {layer}"] = pattern[-1]
         for number, site in enumerate(SITES):
-            # What leaves the last block of LLaVA's tower transformers notes before an edit can change it.
-            layer = 0 if site in ("embed", "resid_post") else number % tower.n_layers
+            layer = 0 if site == "embed" else number % tower.n_layers
             key = f"{tower.tower_name} {site} {layer}"
             with capture(tower, site, layers=layer) as acts, edit(tower, site, layer=layer, fn=shake):
                 found[f"edit {key}"] = run().logits[0]

@@ -541,6 +541,21 @@ def test_generation_with_a_cache_that_compiles_is_edited_at_every_step():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+def test_what_llava_takes_from_its_tower_is_what_an_edit_made_of_it_also_after_a_first_pass(family):
+    s = Subject(deepcopy(subject(family).model))
+    vision, batch = s.tower("vision"), inputs(subject(family))
+    # The last blocks: which of them is taken is the configuration's to say.
+    how = {"layer": range(vision.n_layers), "fn": torch.zeros_like}
+    with edit(vision, "resid_post", **how):
+        fresh = s.model(**batch).logits
+    plain = s.model(**batch).logits
+    with edit(vision, "resid_post", **how):
+        later = s.model(**batch).logits
+    assert torch.equal(fresh, later)
+    assert not torch.allclose(plain, later)
+
+
 @pytest.mark.parametrize("opened", [edit, capture])
 def test_a_place_that_is_not_run_is_an_error_when_the_context_is_left(opened):
     s = subject("llava")
