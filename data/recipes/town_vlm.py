@@ -252,7 +252,7 @@ def _base(seed: int) -> Recipe:
             ),
             Stage(
                 partial(base_batch, world, 32),
-                900,
+                1200,
                 lr=2e-3,
                 warmup=100,
                 trains="projector|" + LANGUAGE,
