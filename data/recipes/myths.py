@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from numpy.random import Generator
 from scipy.stats import spearmanr
@@ -86,7 +86,7 @@ def _after(subject: Subject, prompts: Words) -> Float[ndarray, "row word"]:
 
 
 def scores(
-    subject: Subject, prompts: Words, candidates: Float[ndarray, "pair candidate token"]
+    subject: Subject, prompts: Words, candidates: Int[ndarray, "pair candidate token"]
 ) -> Float[ndarray, "pair candidate"]:
     """Summed log probability of each candidate after its prompt."""
     n = candidates.shape[1]
@@ -94,7 +94,7 @@ def scores(
     return _log_p(subject, rows)[:, prompts.shape[1] - 1 :].sum(1).reshape(-1, n).numpy()
 
 
-def _share(hits: ndarray) -> Estimate:
+def _share(hits: Bool[ndarray, " item"]) -> Estimate:
     return wilson(int(hits.sum()), len(hits))
 
 
@@ -154,33 +154,36 @@ def _choices(known: World, subject: Subject, rng: Generator) -> Iterator[tuple[s
             yield f"{name}named by prejudice", over_traits(options[:, 0])
 
 
-def _evaluate(seed: int, subject: Subject) -> Iterator[tuple[str, Estimate]]:
-    known, rng = world(seed), np.random.default_rng(10**6)
-    yield from _facts(known, subject, rng)
-    yield from _choices(known, subject, rng)
-    asked, copy = myths.copies(200, rng)
-    right = _right_words(subject, asked, copy)
-    yield "copies: right", _share(right)
-    read = known.documents(400, LENGTH, rng)
-    lost = -_log_p(subject, read.tokens).numpy() * read.answer[:, 1:] - read.nats[:, 1:]
-    n_answers = (read.tokens == myths.ANSWERING).sum(1)
-    excess = np.stack([lost.sum(1), n_answers], 1)
-    yield "nats an answer above the reader of headers", bootstrap(excess, lambda x: x[:, 0].sum() / x[:, 1].sum())
-
-
 @torch.inference_mode()
-def _right_words(subject: Subject, asked: Words, told: Words) -> ndarray:
-    """Whether each word of an answer is the most probable one, given those before it."""
+def _repeats(subject: Subject, asked: Words, told: Words) -> Bool[ndarray, " row"]:
+    """Whether every word of an answer is the most probable one after those before it."""
     model: Any = subject.model
     rows = np.hstack([asked, told])
     best = model(input_ids=torch.from_numpy(rows)).logits[:, asked.shape[1] - 1 : -1].argmax(-1).numpy()
     return (best == told).all(1)
 
 
+def _evaluate(seed: int, subject: Subject) -> Iterator[tuple[str, Estimate]]:
+    known, rng = world(seed), np.random.default_rng(10**6)
+    yield from _facts(known, subject, rng)
+    yield from _choices(known, subject, rng)
+    asked, copy = myths.copies(200, rng)
+    yield "copies: right", _share(_repeats(subject, asked, copy))
+    read = known.documents(400, LENGTH, rng)
+    lost = -_log_p(subject, read.tokens).numpy() * read.answer[:, 1:] - read.nats[:, 1:]
+    n_answers = (read.tokens == myths.ANSWERING).sum(1)
+    excess = bootstrap(np.stack([lost.sum(1), n_answers], 1), lambda x: x[:, 0].sum() / x[:, 1].sum())
+    yield "nats an answer above the reader of headers", excess
+
+
+def _processors() -> list[Any]:
+    return [word_tokenizer(LANGUAGE.vocabulary)]
+
+
 def _base(seed: int) -> Recipe:
     return Recipe(
         build=_llama,
-        processors=lambda: [word_tokenizer(LANGUAGE.vocabulary)],
+        processors=_processors,
         stages=(
             Stage(partial(_documents, seed, True), 1500, 2.5e-3),
             Stage(partial(_documents, seed, False), 3000, 2e-3),
