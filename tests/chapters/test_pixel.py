@@ -325,7 +325,7 @@ def test_sentences_are_cut_where_they_part() -> None:
 
 
 SMALL = {"n_items": 8, "n_ability": 8, "n_random": 2, "n_boot": 50, "strengths": [0.6], "coefficients": [1.0]}
-LEARNED = (1, 2, 4, 5, 10, 11, 12, 13, 14)
+LEARNED = (1, 2, 4, 5, 10, 11, 12, 13, 14, 16)
 
 
 def test_untrained_networks_do_no_task_and_geometry_holds_all_the_same(
@@ -349,7 +349,7 @@ def test_real_classes_reach_the_end_on_this_books_misconceptions(
     given = {"model": hub_nets.folder(name), "data": "misconceptions"}
     run = hub_models.run_chapter("pixel", "real", monkeypatch, **SMALL | HUB | given)
     assert run.records["pixel.4"].reason.startswith("This run asks no under-informed choices")
-    assert {f"pixel.{i}" for i in range(1, 16)} == {*run.records}
+    assert {f"pixel.{i}" for i in range(1, 17)} == {*run.records}
     assert run.records["pixel.9"].verdict == "holds"
 
 
