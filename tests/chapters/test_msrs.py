@@ -385,8 +385,8 @@ def files(tmp_path: Path) -> list[str]:
     """Files in two schemas, of this test's own texts."""
     targets = {"choices": ["It is a dog.", "It is a cat."], "labels": [1, 0]}
     truthful = [{"question": f"What is in place {i}?", "mc2_targets": targets} for i in range(24)]
-    bbq = [{"context": f"A dog and a cat are in place {i}.", "question": "Who is?", "ans0": "dog", "ans1": "cat",
-            "ans2": "unknown", "label": i % 3} for i in range(24)]  # fmt: skip
+    said = {"question": "Who is?", "ans0": "dog", "ans1": "cat", "ans2": "unknown"}
+    bbq = [said | {"context": f"A dog and a cat are in place {i}.", "label": i % 3} for i in range(24)]
     paths = []
     for name, records in (("truthful.jsonl", truthful), ("bbq.jsonl", bbq)):
         (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
