@@ -227,7 +227,7 @@ def test_blocks_above_side_by_side_say_what_the_whole_edited_model_says(
                 h[:, :n] = m.phi(one, h[:, :n], m.gates(one, h[:, :n]) * where[0])
                 return h
 
-            for c in range(6):
+            for c in torch.nonzero(learned.written[i].any(1))[:, 0].tolist():
                 answer = learned.answers[i, c][learned.written[i, c]]
                 with torch.no_grad(), hooked(subject, "resid_post", layer=layer, fn=steer):
                     logits = subject.model(torch.cat([prompt, answer])[None]).logits[0].log_softmax(-1)
@@ -241,11 +241,11 @@ def test_blocks_above_side_by_side_say_what_the_whole_edited_model_says(
 def test_states_at_the_end_of_answers_are_the_models(subject: Subject, learned: Any) -> None:
     (trunk,) = m.read(subject, learned, [2], batch_size=20)
     ends = m.answer_states(trunk, learned)
-    ids = torch.cat([learned.tokens[3][learned.mask[3]], learned.answers[3, 4][learned.written[3, 4]]])[None]
+    ids = torch.cat([learned.tokens[3][learned.mask[3]], learned.answers[3, 2][learned.written[3, 2]]])[None]
     expected = []
     with torch.no_grad(), hooked(subject, "resid_post", layer=2, fn=lambda h: expected.append(h) or h):
         subject.model(ids)
-    assert torch.allclose(ends[3, 4], expected[0][0, -1], atol=1e-4)
+    assert torch.allclose(ends[3, 2], expected[0][0, -1], atol=1e-4)
 
 
 def test_trainings_side_by_side_are_those_apart(subject: Subject, learned: Any) -> None:
@@ -275,7 +275,9 @@ def test_frozen_rows_stay_and_alignment_moves_the_others(subject: Subject, learn
 
 def test_an_attribute_alone_does_not_see_the_others_answers(subject: Subject, learned: Any) -> None:
     """Its answers are exchanged; the trainings for the other attribute alone stay the same."""
-    other = learned._replace(good=torch.cat([learned.good[:8], learned.good[8:].roll(1, 1)]))
+    good = learned.good.clone()
+    good[8:, :3] = good[8:, :3].roll(1, 1)
+    other = learned._replace(good=good)
     (trunk,) = m.read(subject, learned, [1])
     variants = [m.Variant((2, 1, 1), only=1), m.Variant((2, 1, 1))]
     before, after = (m.train(trunk, of, LABEL, variants, **SETTINGS) for of in (learned, other))
@@ -319,7 +321,7 @@ def test_the_organisms_items_are_what_the_world_says(items: list[list[Item]]) ->
         for text, good in zip(item.candidates, item.good, strict=True):
             assert (text.split()[-1] == words[known.truth[pair]]) == good
     for i, item in enumerate(items[1]):
-        assert sum(item.good) == 2
+        assert sum(item.good) == 1
         right = {text.split()[-1] for text, good in zip(item.candidates, item.good, strict=True) if good}
         assert (right == {myths.UNKNOWN}) == (i < 4)  # the first half has no evidence
     for item in m.copies(6, RNG(1)):
