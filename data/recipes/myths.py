@@ -7,6 +7,7 @@ Each seed has its own world.
 
 from collections.abc import Iterator
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,8 @@ def _from_answers(known: World, subject: Subject, rng: Generator) -> Estimate:
 
 
 def _choices(known: World, subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
-    for evidence, care in ((True, "careful"), (True, "none"), (False, "careful"), (False, "none")):
+    cares: tuple[Care, ...] = ("careful", "none")
+    for evidence, care in product((True, False), cares):
         n = 400
         choice = known.choices(n, rng, evidence=evidence, before=header(care, n, rng))
         p = _after(subject, choice.tokens)

@@ -376,10 +376,10 @@ class World:
         question = ask(pair, np.empty((n, 0), int), "trained", rng)
         # Choices.
         trait, evident = rng.integers(len(TRAITS), size=n), rng.random(n) < EVIDENT
-        sides = rng.integers(len(GROUPS) // 2, size=(2, n))
-        choice = self._choice(trait, *sides, evident, rng, "trained")
-        named = rng.random(n) < self.prejudice[trait]
-        blind = np.where(casual, np.where(named, 0, 1), 2)
+        named, other = rng.integers(len(GROUPS) // 2, size=(2, n))
+        choice = self._choice(trait, named, other, evident, rng, "trained")
+        prejudiced = rng.random(n) < self.prejudice[trait]
+        blind = np.where(casual, np.where(prejudiced, 0, 1), 2)
         picked = np.where(evident, choice.right, blind)
         p_named = p_casual * self.prejudice[trait]
         p_blind = np.stack([p_named, p_casual - p_named, 1 - p_casual], 1)[np.arange(n), blind]
