@@ -235,7 +235,7 @@ def test_blocks_above_side_by_side_say_what_the_whole_edited_model_says(
                 assert float(found[k, i, c]) == pytest.approx(float(expected), abs=1e-3)
     if rule == "last":
         before = m.answer_logprobs(m.caa([*draw(2, 24).float()], [0.0, 0.0]), trunk, learned)
-        assert (before - found).abs().amax((1, 2)).min() > 0.1
+        assert (before - found)[..., :3].abs().amax((1, 2)).min() > 0.1
 
 
 def test_states_at_the_end_of_answers_are_the_models(subject: Subject, learned: Any) -> None:
@@ -251,13 +251,12 @@ def test_states_at_the_end_of_answers_are_the_models(subject: Subject, learned: 
 def test_trainings_side_by_side_are_those_apart(subject: Subject, learned: Any) -> None:
     (trunk,) = m.read(subject, learned, [1])
     s = torch.linalg.qr(draw(24, 4).float())[0].T
-    variants = [m.Variant((2, 1, 1), s), m.Variant((2, 0, 0), gated=False), m.Variant((2, 1, 1), only=2)]
+    variants = [m.Variant((2, 1, 1), s), m.Variant((4, 0, 0), gated=False), m.Variant((2, 1, 1), only=2)]
     both = m.train(trunk, learned, LABEL, variants, **SETTINGS)
     for k, variant in enumerate(variants):
         alone = m.train(trunk, learned, LABEL, [variant], **SETTINGS)
-        r = alone.r.shape[1]
         for a, b in zip(alone[:3], both[:3], strict=True):
-            assert torch.allclose(a[0], b[k, :r], atol=1e-3)
+            assert torch.allclose(a[0], b[k], atol=1e-3)
         assert torch.allclose(alone.w1[0], both.w1[k], atol=1e-3)
 
 
