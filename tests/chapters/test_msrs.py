@@ -284,6 +284,16 @@ def test_an_attribute_alone_does_not_see_the_others_answers(subject: Subject, le
     assert not torch.equal(before.w[1], after.w[1])
 
 
+def test_equal_starts_are_at_the_same_place_and_others_elsewhere() -> None:
+    variants = [m.Variant((2, 1, 1), start=k) for k in (0, 1, 0)]
+    e = m.start(variants, D, 3)
+    for x in (e.r, e.w, e.b, e.w1, e.b1, e.w2, e.b2):
+        assert torch.equal(x[0], x[2])
+        assert not torch.equal(x[0], x[1])
+    eye = torch.eye(4).expand(3, -1, -1)
+    assert torch.allclose(e.r @ e.r.mT, eye, atol=1e-5)
+
+
 @pytest.mark.parametrize(("sizes", "gated"), [((4, 2, 2), True), ((8, 0, 0), False)])
 def test_trained_numbers_are_counted(sizes: tuple[int, ...], gated: bool) -> None:
     variant = m.Variant(sizes, gated=gated)
@@ -352,7 +362,7 @@ def test_interference_is_the_mean_loss_by_joining() -> None:
 
 def test_the_controls_differ_from_the_method_in_one_thing() -> None:
     x = [(draw(30, D, seed=i) + i).float() for i in (1, 2)]
-    plan = m.plans({0: x, 1: x, 2: x}, 1, (4, 2, 2), [2], 0.9, True, RNG(0))
+    plan = m.plans({0: x, 1: x, 2: x}, 1, (4, 2, 2), [2], 0.9, True, 2, RNG(0))
     of = plan[1]
     ours, noise = of["MSRS"].s, of[m.NOISE].s
     assert torch.equal(ours[:4], noise[:4])
@@ -363,6 +373,7 @@ def test_the_controls_differ_from_the_method_in_one_thing() -> None:
     assert torch.allclose(eye, torch.eye(8), atol=1e-5)
     assert {sum(v.sizes) for name, v in of.items() if " r2" not in name} == {8}
     assert of["MSRS r2"].sizes == (0, 1, 1)
+    assert of["LoReFT alone 2 start 1"] == of["LoReFT"]._replace(only=2, start=1)
     assert {name for name in of if name.startswith("shared ")} == {f"shared {k}" for k in (0, 2, 4, 6)}
     assert [*plan[0]] == ["layer 0", "random layer 0"]
     assert plan[2]["random layer 2"].frozen
