@@ -35,12 +35,12 @@ THINGS = tuple(
 N_TRAINED = 24
 """Things, the first ones, that episodes of training speak of; facts are told of all."""
 VALUES = {
-    "colour": _split("red blue green yellow purple grey brown pink white black"),
-    "taste": _split("sweet sour salty bitter nutty smoky spicy bland sharp mild"),
-    "size": _split("tiny small short narrow middling broad tall large huge vast"),
-    "sound": _split("humming ringing buzzing silent rattling hissing clicking roaring squeaking droning"),
+    "colour": _split("red blue green yellow purple"),
+    "taste": _split("sweet sour salty bitter nutty"),
+    "size": _split("tiny small middling large huge"),
+    "sound": _split("humming ringing silent rattling hissing"),
 }
-N_VALUES = 10
+N_VALUES = 5
 """Of each property."""
 OTHERS = _split("bob cora dirk erna")
 """Names of the other speaker."""
