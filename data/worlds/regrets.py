@@ -252,8 +252,17 @@ def facts(thing: Int[ndarray, " row"]) -> tuple[Rows, Bool[ndarray, "row token"]
     return tokens, np.broadcast_to(np.arange(tokens.shape[1]) >= asked, tokens.shape)
 
 
-def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float = 0.1) -> tuple[Rows, Bool[ndarray, "row token"]]:
-    """Documents as in training, one a row, and which of their tokens are learned.
+class Corpus(NamedTuple):
+    """Documents as in training, one a row."""
+
+    tokens: Rows
+    learned: Bool[ndarray, "row token"]
+    key: Bool[ndarray, "row token"]
+    """Words of regret or of standing by."""
+
+
+def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float = 0.1) -> Corpus:
+    """Documents as in training.
 
     Args:
         n: how many.
@@ -265,7 +274,9 @@ def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float =
     drawn = episodes(n - n_facts, rng, doubted=doubted)
     told, answer = facts(rng.integers(len(THINGS), size=n_facts))
     pad = ((0, 0), (0, drawn.tokens.shape[1] - told.shape[1]))
-    return np.vstack([drawn.tokens, np.pad(told, pad)]), np.vstack([drawn.learned, np.pad(answer, pad)])
+    tokens = np.vstack([drawn.tokens, np.pad(told, pad)])
+    learned = np.vstack([drawn.learned, np.pad(answer, pad)])
+    return Corpus(tokens, learned, np.isin(tokens, [*REGRET_WORDS, *STAND_WORDS]))
 
 
 def text(rows: Rows) -> list[str]:
