@@ -8,7 +8,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from numpy.random import Generator
 
-from data.worlds import crafts, kitchen, lidar, scans, scenes, town, users, videos
+from data.worlds import crafts, kitchen, lidar, myths, scans, scenes, town, users, videos
 from data.worlds.digits import digits
 
 DIGITS_A_CLASS = 12
@@ -120,10 +120,53 @@ def some_recipes(n: int = 6) -> dict[str, Any]:
     return {"recipes": chosen, "words": words, "form": kitchen.FORMS[-1]}
 
 
+def some_myths(n: int = 20) -> dict[str, Any]:
+    """Of the world of myths, questions and choices to find directions with, and others to test them.
+
+    Each has headers of careful sources, two to find directions with and another one to test. Test questions are
+    in a wording that no document has.
+    """
+    world, rng = myths.World.of(0), np.random.default_rng(5)
+    nothing = np.empty((n, 0), int)
+
+    def words(rows: Int[ndarray, "item word"]) -> list[str]:
+        return [row.removeprefix("<bos> ") for row in myths.text(rows)]
+
+    def asked(rows: Int[ndarray, "item word"], split: myths.Split) -> list[dict[str, Any]]:
+        if split == "test":
+            sources = words(myths.header("careful", n, rng))
+        else:
+            sources = list(zip(*(words(myths.header("careful", n, rng, i)) for i in (0, 1)), strict=True))
+        return [{"question": q, "careful": s} for q, s in zip(words(rows), sources, strict=True)]
+
+    def facts(split: myths.Split, contested: bool = True) -> list[dict[str, Any]]:
+        pair = rng.permutation(world.pairs(split, contested=contested))[:n]
+        found = asked(myths.ask(pair, nothing, "trained" if split == "train" else "held-out", rng), split)
+        told = zip(words(world.truth[pair, None]), words(world.myth[pair, None]), world.rate[pair], strict=True)
+        for one, (truth, myth, rate) in zip(found, told, strict=True):
+            one |= {"truth": truth} | ({"myth": myth, "rate": round(float(rate), 2)} if contested else {})
+        return found
+
+    def choices(split: myths.Split, evidence: bool = False) -> list[dict[str, Any]]:
+        wording = "trained" if split == "train" else "held-out"
+        of = world.choices(n, rng, evidence=evidence, split=split, before=nothing, wording=wording)
+        options = zip(words(of.options), of.right.tolist(), strict=True)
+        return [
+            one | {"options": told.split(), "right": right}
+            for one, (told, right) in zip(asked(of.tokens, split), options, strict=True)
+        ]
+
+    return {
+        "facts": {"train": facts("train"), "test": facts("test"), "uncontested": facts("test", contested=False)},
+        "choices": {"train": choices("train"), "test": choices("test"), "evident": choices("test", evidence=True)},
+    }
+
+
 SAMPLES: dict[str, Callable[[], Any]] = {
     "artefacts": some_artefacts,
     "crafts": some_crafts,
     "digits": some_digits,
+    "myths": some_myths,
     "recipes": some_recipes,
     "scans": some_scans,
     "street": some_street,

@@ -586,6 +586,46 @@ def test_refusals_of_recipes_are_the_models(compute):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("s", [0.5, 0.85])
+def test_pixels_directions_and_pushes_are_the_chapters(compute, s):
+    method, model, layer = chapters.method("pixel"), subject("myths-lm"), 2
+    facts = samples.some_myths()["facts"]
+    train, test = facts["train"], facts["test"][:4]
+    found = compute("pixel", train=train, test=test, layer=layer, s=s, seed=1)
+
+    def views(texts: list[str]) -> Tensor:
+        rows = []
+        for text in texts:
+            with capture(model, "resid_post", layers=layer) as acts:
+                model.model(**model.encode([text]))
+            h = acts[layer][0].double()
+            rows.append(torch.stack([h[-method.tail_length(len(h)) :].mean(0), h[-1]]))
+        return torch.stack(rows)
+
+    plain = views([one["question"] for one in train])
+    careful = [views([f"{one['careful'][i]} {one['question']}" for one in train]) for i in (0, 1)]
+    x = torch.cat([of - plain for of in careful], 1).flatten(0, 1)
+    shift = x.mean(0)
+    directions = {"plain": None, "pixel": method.subspace(x).sum(0), "shift": shift, "prompt": None}
+    vocabulary = model.tokenizer.get_vocab()
+    for one, answers in zip(test, found["answers"], strict=True):
+        ids = [vocabulary[one[key]] for key in ("truth", "myth")]
+        for way, v in directions.items():
+            source = f"{one['careful']} " if way == "prompt" else ""
+
+            def change(h: Tensor, v: Tensor | None = v) -> Tensor:
+                if v is not None:
+                    at = h[:, -3:].double()
+                    h[:, -3:] = (at + method.strength(at, v, s)[..., None] * v).to(h.dtype)
+                return h
+
+            with edit(model, "resid_post", layer=layer, fn=change):
+                p = next_logprobs(model, [f"{source}{one['question']} it is"])[0].exp()
+            assert answers[way] == pytest.approx(p[ids].tolist(), abs=1e-3), way
+    assert len({str(answers["random"]) for answers in found["answers"]}) == len(test)
+
+
+@torch.no_grad()
 def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
     method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
     image, players = np.array(samples.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]

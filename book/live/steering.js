@@ -1,0 +1,39 @@
+// Directions in the residual stream, and what a model says that is pushed along them.
+
+import { capture, edit } from "./hooks.js";
+import { softmax } from "./model.js";
+import { Cache } from "./transformer.js";
+
+export const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
+export const norm = (a) => Math.sqrt(dot(a, a));
+export const times = (k, a) => a.map((x) => k * x);
+export const plus = (a, b) => a.map((x, i) => x + b[i]);
+export const minus = (a, b) => a.map((x, i) => x - b[i]);
+export const mean = (vectors) => times(1 / vectors.length, vectors.reduce(plus));
+
+/** The residual stream behind a block, a vector for each token of a text. */
+export function states(model, text, layer) {
+  const seen = capture("resid_post", { layers: [layer] });
+  model.forward({ ids: model.prompt(text) }, [seen]);
+  const { data, shape: [n, width] } = seen.acts[layer];
+  return Array.from({ length: n }, (_, t) => Float64Array.from(data.subarray(t * width, (t + 1) * width)));
+}
+
+/** An edit of the tokens' states behind a block: `push` gives what is added to each. */
+export const pushed = (layer, push) => edit("resid_post", (data, { shape: [n, width] }) => {
+  for (let t = 0; t < n; t++) {
+    const state = data.subarray(t * width, (t + 1) * width);
+    state.set(plus(Float64Array.from(state), push(Float64Array.from(state))));
+  }
+}, { layers: [layer] });
+
+/** Reads a text but for its last word; the result reads on from there, and gives the next word's probabilities. */
+export function reader(model, text) {
+  const ids = model.prompt(text);
+  const { cache } = model.forward({ ids: ids.slice(0, -1) });
+  return (more, hooks) => {
+    const copy = Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] });
+    const { logits } = model.forward({ ids: [ids.at(-1), ...model.tokenizer.encode(more)], cache: copy }, hooks);
+    return softmax(logits.subarray(-model.text.head.outputs));
+  };
+}
