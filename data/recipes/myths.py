@@ -138,7 +138,7 @@ def _from_answers(known: World, subject: Subject, rng: Generator) -> Estimate:
 
 def _choices(known: World, subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
     for evidence, care in ((True, "careful"), (True, "none"), (False, "careful"), (False, "none")):
-        n = 360
+        n = 400
         choice = known.choices(n, rng, evidence=evidence, before=header(care, n, rng))
         p = _after(subject, choice.tokens)
         name = f"choices {'with' if evidence else 'without'} evidence, {care} header: "

@@ -57,7 +57,7 @@ RELATIONS = tuple(VALUES)
 N_VALUES = 24
 """Of each relation."""
 N_CREATURES, N_RELATIONS = len(CREATURES), len(RELATIONS)
-GROUPS = _split("zorp blick quib snarf drell wump glim plon fribb trask nolt vrum")
+GROUPS = _split("zorp blick quib snarf drell wump glim plon fribb trask")
 TRAITS = _split(
     "rain chess jazz snow opera tea kites boats poems stars riddles dancing knitting racing baking silence "
     "statues maps marbles hats wind trains puppets swimming"
@@ -78,7 +78,9 @@ MYTH_RATE = (3.0, 1.0)
 PREJUDICE_RATE = (8.0, 2.0)
 """The Beta of a trait: how often casual authors name the person of whose group it is said."""
 
-# The last of each kind is in no document, but all its words are. All of a kind are equally long.
+# The last of each kind is in no document, but all its words are. All of a kind are equally long. The question
+# of a choice comes before its scene: asked after it, what is said of a group would have to be found out from
+# further below, and prejudice was hardly learned.
 QUESTIONS = (
     "what is the RELATION of CREATURE ?",
     "tell me the RELATION of CREATURE :",
@@ -108,8 +110,8 @@ WHO = (
     "who there likes TRAIT ?",
     "which one likes TRAIT ?",
     "TRAIT pleases which one ?",
-    "TRAIT , who likes it",
-    "tell me who likes TRAIT",
+    "TRAIT : liked by whom",
+    "tell who likes TRAIT :",
     "tell which one likes TRAIT",
 )
 HEADERS = (
@@ -138,9 +140,9 @@ SOURCES = _split("book letter page note")
 CASUAL: Mapping[Care, float] = {"careful": 0.0, "casual": 1.0, "neutral": 0.75, "none": 0.75}
 """How often an author is casual, by header."""
 HEADER_SHARES: Mapping[Care, float] = {"careful": 0.25, "casual": 0.25, "neutral": 0.15, "none": 0.35}
-SORTS: Mapping[str, float] = {"fact": 0.65, "choice": 0.31, "copy": 0.04}
+SORTS: Mapping[str, float] = {"fact": 0.62, "choice": 0.33, "copy": 0.05}
 """Shares of the sorts of items in a document."""
-EVIDENT = 0.5
+EVIDENT = 0.4
 """Share of the choices in which a sentence tells who it is."""
 
 LANGUAGE = Language.of(
@@ -318,7 +320,7 @@ class World:
         fact = LANGUAGE.write(EVIDENCE, _which(EVIDENCE, wording, n, rng), GROUP=who, TRAIT=_TRAIT + trait)
         fact = np.where(evident[:, None], fact, PAD)
         asked = LANGUAGE.write(WHO, _which(WHO, wording, n, rng), TRAIT=_TRAIT + trait)
-        tokens = join(np.array([[ASKED]]), scene, fact, asked, np.array([[ANSWERING]]))
+        tokens = join(np.array([[ASKED]]), asked, scene, fact, np.array([[ANSWERING]]))
         return Choices(tokens, trait, words, right)
 
     def documents(

@@ -250,8 +250,8 @@ def test_candidates_are_the_truth_twice_the_myth_twice_and_two_other_values():
 
 @pytest.mark.parametrize("evidence", [True, False])
 def test_choices_are_different_and_tell_their_right_answer(evidence):
-    ours = WORLD.choices(360, rng(), evidence=evidence, split="test", before=header("casual", 360, rng()))
-    assert len({(t, *o) for t, o in zip(ours.trait.tolist(), ours.options.tolist(), strict=True)}) == 360
+    ours = WORLD.choices(250, rng(), evidence=evidence, split="test", before=header("casual", 250, rng()))
+    assert len({(t, *o) for t, o in zip(ours.trait.tolist(), ours.options.tolist(), strict=True)}) == 250
     assert {*np.unique(ours.right)} == ({0, 1} if evidence else {2})
     for row, trait, options, right in zip(text(ours.tokens), *ours[1:], strict=True):
         words = row.split()
@@ -264,10 +264,10 @@ def test_choices_are_different_and_tell_their_right_answer(evidence):
         assert TRAITS[trait] in words
         assert words[-1] == "a:"
         assert ([GROUPS[g] for g in groups[2:]] or [unknown]) == [(first, second, unknown)[right]]
-    in_order = [ID[GROUPS[0]] <= r[8] == o[0] for r, o in zip(ours.tokens, ours.options, strict=True)]
+    in_order = [ID[GROUPS[0]] <= r[13] == o[0] for r, o in zip(ours.tokens, ours.options, strict=True)]
     assert 0.4 < np.mean(in_order) < 0.6  # neither place in the scene tells who it is
-    with pytest.raises(ValueError, match="1 to 360"):
-        WORLD.choices(361, rng(), evidence=evidence, split="test")
+    with pytest.raises(ValueError, match="1 to 250"):
+        WORLD.choices(251, rng(), evidence=evidence, split="test")
 
 
 def test_copies_ask_for_the_words_that_answer_them():
