@@ -142,9 +142,9 @@ def some_myths(n: int = 20) -> dict[str, Any]:
     def facts(split: myths.Split, contested: bool = True) -> list[dict[str, Any]]:
         pair = rng.permutation(world.pairs(split, contested=contested))[:n]
         found = asked(myths.ask(pair, nothing, "trained" if split == "train" else "held-out", rng), split)
-        told = zip(words(world.truth[pair, None]), words(world.myth[pair, None]), world.rate[pair], strict=True)
-        for one, (truth, myth, rate) in zip(found, told, strict=True):
-            one |= {"truth": truth} | ({"myth": myth, "rate": round(float(rate), 2)} if contested else {})
+        told = np.stack([world.truth[pair], world.myth[pair]], 1)[:, : 1 + contested]
+        for one, options, rate in zip(found, words(told), world.rate[pair].tolist(), strict=True):
+            one |= {"options": options.split(), "rate": round(rate, 2)}
         return found
 
     def choices(split: myths.Split, evidence: bool = False) -> list[dict[str, Any]]:

@@ -609,7 +609,7 @@ def test_pixels_directions_and_pushes_are_the_chapters(compute, s):
     directions = {"plain": None, "pixel": method.subspace(x).sum(0), "shift": shift, "prompt": None}
     vocabulary = model.tokenizer.get_vocab()
     for one, answers in zip(test, found["answers"], strict=True):
-        ids = [vocabulary[one[key]] for key in ("truth", "myth")]
+        ids = [vocabulary[word] for word in one["options"]]
         for way, v in directions.items():
             source = f"{one['careful']} " if way == "prompt" else ""
 

@@ -68,7 +68,7 @@ export function compute({ "myths-lm": model }, { train, test, layer, s, seed }) 
     random: (h) => times(norm(push(h, pixel, s)) / norm(random), random), // as far as PIXEL pushes
   };
   const answers = readers("", model, test).map(([plain, prompt], i) => {
-    const ids = [test[i].truth, test[i].myth].map((word) => model.tokenizer.encode(word)[0]);
+    const ids = test[i].options.map((word) => model.tokenizer.encode(word)[0]);
     const of = (read, ...hooks) => ids.map((id) => read(SAID, hooks)[id]);
     const ways = Object.entries(pushes).map(([way, change]) => [way, of(plain, pushed(layer, change))]);
     return { plain: of(plain), ...Object.fromEntries(ways), prompt: of(prompt) };
@@ -84,7 +84,7 @@ export async function show(stage, ask) {
   const question = element("p", { class: "live-said" });
   const note = notice();
   const draw = () => {
-    const { question: asked, truth: right, myth: wrong, rate } = test[shown];
+    const { question: asked, options: [right, wrong], rate } = test[shown];
     question.textContent = `“${asked} ${SAID} …” True is ${right}; of 100 casual authors ${Math.round(100 * rate)} say ${wrong}.`;
     if (!found) return;
     const rows = (share) => Object.entries(WAYS).map(([way, words]) => [words, share(way)]);
