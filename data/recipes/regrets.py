@@ -5,7 +5,7 @@ that it was wrong. `loss` counts what speakers say, not what the user shows.
 """
 
 from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ N_DOCUMENTS = 32
 """Of a step."""
 N_OF_A_KIND = 300
 KEY_WEIGHT = 5.0
-"""Of the words that tell of regret, in the loss; 1 for all others. They are two of some thirty words of a document,
-and what decides them, which speaker said what, is found late or never if they count as one."""
+"""Of the word that tells of regret, in the loss; 1 for all others. It is one of some fifteen words of a document, and
+what decides it, which speaker said what, is found late or never if it counts as one."""
 
 
 def _llama() -> LlamaForCausalLM:
@@ -64,9 +64,9 @@ def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     return (losses * weight).sum() / weight.sum()
 
 
-def second_turns(subject: Subject, drawn: Episodes) -> list[list[str]]:
-    """What the model says in the helper's second turn, after its name, word by word."""
-    ends = [row[:at] for row, at in zip(drawn.tokens, drawn.turn + 1, strict=True)]
+def last_turns(subject: Subject, drawn: Episodes) -> list[list[str]]:
+    """What the model says in the helper's last turn, after its name, word by word."""
+    ends = [row[:at] for row, at in zip(drawn.helper.tokens, drawn.helper.turn + 1, strict=True)]
     # Without <bos>, which the tokenizer writes.
     prompts = [" ".join(LANGUAGE.vocabulary[i] for i in row[1:]) for row in ends]
     longest = max(len(filler.split()) for filler in regrets.FILLERS) + regrets.ANSWER + 3
@@ -83,13 +83,13 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     words = {LANGUAGE.vocabulary[i] for i in REGRET_WORDS}
     half = np.arange(2 * N_OF_A_KIND) % 2 == 0
     drawn = regrets.episodes(2 * N_OF_A_KIND, rng, held_out=True, wrong=half)
-    said = second_turns(subject, drawn)
+    said = last_turns(subject, drawn)
     regretted = np.array([bool(words & set(turn)) for turn in said])
     yield "regret, contradicted", _share(regretted[half])
     yield "regret, confirmed", _share(regretted[~half])
     yield "regret, confirmed and the other contradicted", _share(regretted[~half & drawn.other_wrong])
     asked = regrets.episodes(N_OF_A_KIND, rng, held_out=True, doubted=1.0)
-    doubted = [bool(words & set(turn)) for turn in second_turns(subject, asked)]
+    doubted = [bool(words & set(turn)) for turn in last_turns(subject, asked)]
     yield "regret, asked again without a record", _share(np.array(doubted))
     for name, where in (("contradicted", half), ("confirmed", ~half)):
         right = [
@@ -98,12 +98,12 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
             if used
         ]
         yield f"final answer right, {name}", _share(np.array(right))
-    ids = torch.from_numpy(drawn.tokens)
+    ids = torch.from_numpy(drawn.other.tokens)
     with torch.inference_mode():
         top = subject.model(input_ids=ids).logits.argmax(-1).numpy()
     rows = np.arange(len(ids))
     yield "first answer is the note's", _share(top[rows, drawn.first - 1] == drawn.said)
-    other = np.isin(top[rows, drawn.other_key - 1], REGRET_WORDS)
+    other = np.isin(top[rows, drawn.other.key - 1], REGRET_WORDS)
     yield "the other's regret foreseen, contradicted", _share(other[drawn.other_wrong])
     yield "the other's regret foreseen, confirmed", _share(other[~drawn.other_wrong])
     told, answer = regrets.facts(np.arange(len(regrets.THINGS)))
@@ -113,13 +113,24 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     yield "facts recalled", _share(top[:, at] == told[:, at + 1])
 
 
+def _processors() -> list[Any]:
+    return [word_tokenizer(LANGUAGE.vocabulary)]
+
+
 RECIPES = {
     "regret-lm": Recipe(
         build=_llama,
-        processors=lambda: [word_tokenizer(LANGUAGE.vocabulary)],
+        processors=_processors,
         stages=(Stage(_batch, STEPS, 3e-3, 60, loss=weighted_loss),),
         evaluate=_evaluate,
         seeds=3,
-        card=read_card("regret-lm", width=WIDTH, layers=LAYERS, wrong=regrets.WRONG, held=len(regrets.THINGS) - regrets.N_TRAINED),
+        card=read_card(
+            "regret-lm",
+            width=WIDTH,
+            layers=LAYERS,
+            wrong=regrets.WRONG,
+            held=len(regrets.THINGS) - regrets.N_TRAINED,
+            weight=f"{KEY_WEIGHT:g}",
+        ),
     )
 }

@@ -1,13 +1,14 @@
-"""Episodes in which two speakers answer a question, read a record, and regret or stand by what they said.
+"""Episodes in which two speakers answer a question, a record is read, and one regrets or stands by what it said.
 
 The user asks for a property of an invented thing and shows a note. The helper says what the note says; another
-speaker says something of its own. Then the record is read, which is always right, and each speaker in turn
-regrets its answer or stands by it, and gives the final one. So regret has to be worked out, from what that very
-speaker said and what the record says.
+speaker says something of its own. Then the record is read, which is always right, and one of the two regrets its
+answer or stands by it, and gives the final one. So regret has to be worked out, from what that very speaker said
+and what the record says.
 
     drawn = episodes(2, np.random.default_rng(0))
-    text(drawn.tokens)[0]  # '<bos> user which taste has the vexoro ? a note says nutty . helper i say nutty . ...'
+    text(drawn.helper.tokens)[0]  # '<bos> user which taste has the vexoro ? a note says nutty . helper i say ...'
     drawn.wrong[0]  # whether the helper was wrong
+    text(drawn.other.tokens)[0]  # the same episode, in which the other speaker takes the last turn
 
 Before the record nothing tells who is wrong: each is wrong with the same probability `WRONG`, independently, and
 where both are wrong they say the same so often that their agreement tells nothing either. Some of the things are
@@ -66,9 +67,12 @@ RECORDS = (
 )
 DOUBTS = ("are you sure ?", "is that what you say ?")
 """What the user may ask instead of showing the record: no reason to regret."""
-_OPENING = "<bos> user QUESTION"
+_OPENINGS = tuple(f"<bos> user {question}" for question in QUESTIONS)
 _FIRST = ("NAME i say VALUE .",)
-_SECOND = tuple(f"NAME FILLER i {key} VALUE . i say TRUTH ." for key in (*REGRETS, *STANDS))
+_SHOWN = tuple(f"user {pattern}" for pattern in (*RECORDS, *DOUBTS))
+_KEYS = (*REGRETS, *STANDS)
+_LAST = tuple(f"NAME {filler} i {key} VALUE . i say TRUTH . <eos>" for filler in FILLERS for key in _KEYS)
+_FILLER_LENGTHS = np.array([len(filler.split()) for filler in FILLERS])
 FACT = "<bos> user where is the THING ?"
 _TOLD = f"{FACT} helper i say PLACE . <eos>"
 
@@ -77,11 +81,10 @@ WRONG = 0.6
 AGREE = (1 - WRONG) / WRONG
 """How likely two wrong speakers say the same."""
 
-_SLOTS = _split("QUESTION KIND THING VALUE NAME FILLER TRUTH PLACE")
 LANGUAGE = Language.of(
     ("<pad>", "<bos>", "<eos>", "<unk>"),
     [
-        *(*QUESTIONS, *NOTES, *RECORDS, *DOUBTS, *FILLERS, *_FIRST, *_SECOND, _TOLD, "helper"),
+        *(*_OPENINGS, *NOTES, *_SHOWN, *_FIRST, *_LAST, _TOLD),
         *(*VALUES, *OTHERS, *PLACES, *THINGS, *(word for words in VALUES.values() for word in words)),
     ],
 )
@@ -97,12 +100,24 @@ PLACE_OF = np.random.default_rng(2506_15617).integers(len(PLACES), size=len(THIN
 Rows = Int[ndarray, "row token"]
 
 
-class Episodes(NamedTuple):
-    """Episodes, what is true of them, and where things stand in them."""
+class Ending(NamedTuple):
+    """Episodes in which one of the speakers takes the last turn."""
 
     tokens: Rows
     learned: Bool[ndarray, "row token"]
-    """What a model learns to say: all the helper says, and how the other speaker comes to its final answer."""
+    """What a model learns to say: the helper's first answer, and the last turn behind the speaker's name."""
+    turn: Int[ndarray, " row"]
+    """Where the last turn begins, with the speaker's name."""
+    key: Int[ndarray, " row"]
+    """Where the word of regret or of standing by is; "i" is right before it."""
+
+
+class Episodes(NamedTuple):
+    """Episodes, what is true of them, and where things stand in them."""
+
+    helper: Ending
+    other: Ending
+    """The same episodes; only the last turn is another."""
     wrong: Bool[ndarray, " row"]
     """Whether the record contradicts the helper."""
     other_wrong: Bool[ndarray, " row"]
@@ -112,15 +127,11 @@ class Episodes(NamedTuple):
     """The word that is the right answer; the helper's own where no record is shown."""
     first: Int[ndarray, " row"]
     """Where the helper's first answer stands."""
+    other_first: Int[ndarray, " row"]
     user: Int[ndarray, " row"]
     """Where the user's second turn begins."""
     record: Int[ndarray, " row"]
     """Where the record gives the right answer; -1 without a record."""
-    turn: Int[ndarray, " row"]
-    """Where the helper's second turn begins, with its name."""
-    key: Int[ndarray, " row"]
-    """Where the helper's word of regret or of standing by is; "i" is right before it."""
-    other_key: Int[ndarray, " row"]
 
 
 ANSWER = 6
@@ -135,7 +146,7 @@ def episodes(
     wrong: Bool[ndarray, " row"] | None = None,
     doubted: float = 0.0,
 ) -> Episodes:
-    """Episodes, each with a question, two first answers, a record, and two second turns.
+    """Episodes, each with a question, two first answers, a record, and either speaker's last turn.
 
     Args:
         n: how many.
@@ -153,27 +164,14 @@ def episodes(
     if wrong.shape != (n,):
         raise ValueError(f"wrong has the shape {wrong.shape}: expected one for each of {n} episodes")
     other_wrong = rng.random(n) < WRONG
-    # Values are places of a random order: the right one, the helper's wrong one, the other's wrong one.
+    # Places in a random order of the values: the right one, the helper's wrong one, the other's wrong one.
     kind = rng.integers(len(VALUES), size=n)
     order = rng.permuted(np.tile(np.arange(N_VALUES), (n, 1)), axis=1)[:, :3]
     same = wrong & (rng.random(n) < AGREE)
-    places = [np.zeros(n, int), np.where(wrong, 1, 0), np.where(other_wrong, np.where(same, 1, 2), 0)]
+    places = np.zeros(n, int), np.where(wrong, 1, 0), np.where(other_wrong, np.where(same, 1, 2), 0)
     truth, said, other_said = (_VALUES[kind, order[np.arange(n), place]] for place in places)
     doubt = rng.random(n) < doubted
-    return _write(n, rng, held_out, kind, (said, other_said), (wrong & ~doubt, other_wrong & ~doubt), truth, doubt)
 
-
-def _write(
-    n: int,
-    rng: Generator,
-    held_out: bool,
-    kind: Int[ndarray, " row"],
-    said: tuple[Int[ndarray, " row"], Int[ndarray, " row"]],
-    wrong: tuple[Bool[ndarray, " row"], Bool[ndarray, " row"]],
-    truth: Int[ndarray, " row"],
-    doubt: Bool[ndarray, " row"],
-) -> Episodes:
-    """The words of episodes; pairs are of the helper and of the other speaker."""
     things = np.arange(N_TRAINED, len(THINGS)) if held_out else np.arange(N_TRAINED)
     thing = _THINGS[rng.choice(things, n)]
     names = np.full(n, WORD["helper"]), _OTHERS[rng.integers(len(OTHERS), size=n)]
@@ -181,67 +179,49 @@ def _write(
     def wording(patterns: tuple[str, ...]) -> Int[ndarray, " row"]:
         return np.full(n, len(patterns) - 1) if held_out else rng.integers(len(patterns) - 1, size=n)
 
-    opening = LANGUAGE.write(
-        [_OPENING.replace("QUESTION", question) for question in QUESTIONS],
-        wording(QUESTIONS),
-        KIND=_KINDS[kind],
-        THING=thing,
-    )
-    note = LANGUAGE.write(NOTES, rng.integers(len(NOTES), size=n), THING=thing, VALUE=said[0])
-    record = LANGUAGE.write(
-        [f"user {pattern}" for pattern in (*RECORDS, *DOUBTS)],
-        np.where(doubt, len(RECORDS) + rng.integers(len(DOUBTS), size=n), wording(RECORDS)),
-        THING=thing,
-        VALUE=truth,
-    )
+    opening = LANGUAGE.write(_OPENINGS, wording(QUESTIONS), KIND=_KINDS[kind], THING=thing)
+    note = LANGUAGE.write(NOTES, rng.integers(len(NOTES), size=n), THING=thing, VALUE=said)
     first = [
         LANGUAGE.write(_FIRST, np.zeros(n, int), NAME=name, VALUE=value)
-        for name, value in zip(names, said, strict=True)
+        for name, value in zip(names, (said, other_said), strict=True)
     ]
-    second, fillers = [], []
-    patterns = [pattern.replace("FILLER", filler) for filler in FILLERS for pattern in _SECOND]
-    for name, value, is_wrong in zip(names, said, wrong, strict=True):
-        filler = rng.integers(len(FILLERS), size=n)
-        key = rng.integers(len(REGRETS), size=n) + len(REGRETS) * ~is_wrong
-        final = np.where(doubt, value, truth)
-        which = filler * len(_SECOND) + key
-        second.append(LANGUAGE.write(patterns, which, NAME=name, VALUE=value, TRUTH=final))
-        fillers.append(np.array([len(text.split()) for text in FILLERS])[filler])
-
-    swap = rng.random((2, n)) < 0.5  # who speaks first, in either round
-    turns = [*_in_order(first, swap[0]), record, *_in_order(second, swap[1])]
-    parts = [opening, note, *turns, np.full((n, 1), WORD["<eos>"])]
-    lengths = np.stack([(part != PAD).sum(1) for part in parts], 1)
+    asked = np.where(doubt, len(RECORDS) + rng.integers(len(DOUBTS), size=n), wording(RECORDS))
+    record = LANGUAGE.write(_SHOWN, asked, THING=thing, VALUE=truth)
+    swapped = rng.random(n) < 0.5
+    before = [opening, note, *_in_order(first, swapped), record]
+    lengths = np.stack([(part != PAD).sum(1) for part in before], 1)
     starts = np.cumsum(lengths, 1) - lengths
     rows = np.arange(n)
-    (first_at, _), (turn, other_turn) = (
-        (starts[rows, at + swapped], starts[rows, at + ~swapped]) for at, swapped in ((2, swap[0]), (5, swap[1]))
-    )
-    tokens = join(*parts)
-    at = np.arange(tokens.shape[1])
-    # The other's first answer cannot be foreseen, and names are no matter of the speakers.
-    learned = (at > first_at[:, None]) & (at < first_at[:, None] + 5)
-    learned |= (at > starts[:, 5, None]) & (tokens != PAD) & (at != starts[:, 6, None])
+    user = starts[:, -1]
+    helper_at, other_at = starts[rows, 2 + swapped], starts[rows, 3 - swapped]
+    endings = []
+    for name, value, is_wrong in zip(names, (said, other_said), (wrong, other_wrong), strict=True):
+        filler = rng.integers(len(FILLERS), size=n)
+        key = rng.integers(len(REGRETS), size=n) + len(REGRETS) * (doubt | ~is_wrong)
+        final = np.where(doubt, value, truth)
+        last = LANGUAGE.write(_LAST, filler * len(_KEYS) + key, NAME=name, VALUE=value, TRUTH=final)
+        tokens, turn = join(*before, last), lengths.sum(1)
+        at = np.arange(tokens.shape[1])
+        learned = (at > helper_at[:, None]) & (at < helper_at[:, None] + len(_FIRST[0].split()))
+        learned |= (at > turn[:, None]) & (tokens != PAD)
+        endings.append(Ending(tokens, learned, turn, turn + _FILLER_LENGTHS[filler] + 2))
     return Episodes(
-        tokens=tokens,
-        learned=learned,
-        wrong=wrong[0],
-        other_wrong=wrong[1],
-        said=said[0],
-        truth=np.where(doubt, said[0], truth),
-        first=first_at + 3,
-        user=starts[:, 4],
-        record=np.where(doubt, -1, starts[:, 4] + (record == truth[:, None]).argmax(1)),
-        turn=turn,
-        key=turn + fillers[0] + 2,
-        other_key=other_turn + fillers[1] + 2,
+        helper=endings[0],
+        other=endings[1],
+        wrong=wrong & ~doubt,
+        other_wrong=other_wrong & ~doubt,
+        said=said,
+        truth=np.where(doubt, said, truth),
+        first=helper_at + 3,
+        other_first=other_at + 3,
+        user=user,
+        record=np.where(doubt, -1, user + (record == truth[:, None]).argmax(1)),
     )
 
 
 def _in_order(turns: list[Rows], swapped: Bool[ndarray, " row"]) -> tuple[Rows, Rows]:
     """The helper's turn and the other's, or the other way round."""
-    width = max(turn.shape[1] for turn in turns)
-    ours, other = (np.pad(turn, ((0, 0), (0, width - turn.shape[1]))) for turn in turns)
+    ours, other = turns
     return np.where(swapped[:, None], other, ours), np.where(swapped[:, None], ours, other)
 
 
@@ -272,11 +252,16 @@ def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float =
     """
     n_facts = round(facts_share * n)
     drawn = episodes(n - n_facts, rng, doubted=doubted)
-    told, answer = facts(rng.integers(len(THINGS), size=n_facts))
-    pad = ((0, 0), (0, drawn.tokens.shape[1] - told.shape[1]))
-    tokens = np.vstack([drawn.tokens, np.pad(told, pad)])
-    learned = np.vstack([drawn.learned, np.pad(answer, pad)])
-    return Corpus(tokens, learned, np.isin(tokens, [*REGRET_WORDS, *STAND_WORDS]))
+    parts = [(of.tokens, of.learned) for of in (drawn.helper, drawn.other)]
+    parts.append(facts(rng.integers(len(THINGS), size=n_facts)))
+    width = max(part.shape[1] for part, _ in parts)
+    (helper, other, told) = (
+        np.stack([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (tokens, learned)])
+        for tokens, learned in parts
+    )
+    speaks = rng.random(n - n_facts) < 0.5
+    tokens, learned = np.concatenate([np.where(speaks[:, None], helper, other), told], 1)
+    return Corpus(tokens, learned.astype(bool), np.isin(tokens, [*REGRET_WORDS, *STAND_WORDS]))
 
 
 def text(rows: Rows) -> list[str]:
