@@ -186,7 +186,7 @@ def _base(seed: int) -> Recipe:
         processors=_processors,
         stages=(
             Stage(partial(_documents, seed, True), 1500, 2.5e-3),
-            Stage(partial(_documents, seed, False), 3000, 2e-3),
+            Stage(partial(_documents, seed, False), 3500, 2e-3),
         ),
         evaluate=partial(_evaluate, seed),
         card=read_card("myths-lm", blocks=BLOCKS, width=WIDTH),
