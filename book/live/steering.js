@@ -11,12 +11,12 @@ export const plus = (a, b) => a.map((x, i) => x + b[i]);
 export const minus = (a, b) => a.map((x, i) => x - b[i]);
 export const mean = (vectors) => times(1 / vectors.length, vectors.reduce(plus));
 
-/** The residual stream behind a block, a vector for each token of a text. */
-export function states(model, text, layer) {
-  const seen = capture("resid_post", { layers: [layer] });
+/** The residual stream behind each block, [layer][token], of a text. */
+export function states(model, text) {
+  const { acts, ...seen } = capture("resid_post");
   model.forward({ ids: model.prompt(text) }, [seen]);
-  const { data, shape: [n, width] } = seen.acts[layer];
-  return Array.from({ length: n }, (_, t) => Float64Array.from(data.subarray(t * width, (t + 1) * width)));
+  return Object.values(acts).map(({ data, shape: [n, width] }) => (
+    Array.from({ length: n }, (_, t) => Float64Array.from(data.subarray(t * width, (t + 1) * width)))));
 }
 
 /** An edit of the tokens' states behind a block: `push` gives what is added to each. */
@@ -27,13 +27,18 @@ export const pushed = (layer, push) => edit("resid_post", (data, { shape: [n, wi
   }
 }, { layers: [layer] });
 
-/** Reads a text but for its last word; the result reads on from there, and gives the next word's probabilities. */
+/** Reads a text but for its last word, from which it can be gone on as often as wanted, with hooks from there on. */
 export function reader(model, text) {
   const ids = model.prompt(text);
   const { cache } = model.forward({ ids: ids.slice(0, -1) });
-  return (more, hooks) => {
-    const copy = Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] });
-    const { logits } = model.forward({ ids: [ids.at(-1), ...model.tokenizer.encode(more)], cache: copy }, hooks);
-    return softmax(logits.subarray(-model.text.head.outputs));
+  const from = (more = "") => ({
+    ids: [ids.at(-1), ...model.tokenizer.encode(more)],
+    cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),
+  });
+  return {
+    /** Probabilities of the next word behind the text and some more words. */
+    next: (hooks, more) => softmax(model.forward(from(more), hooks).logits.subarray(-model.text.head.outputs)),
+    /** How the model goes on. */
+    generate: (hooks, most) => model.tokenizer.decode(model.generate(from(), most, hooks)),
   };
 }

@@ -12,8 +12,8 @@ const setsOf = (facts, choices) => ({
 
 /** How a careful source in front of questions changes the state at their end, on average. */
 const shift = (model, train) => mean(train.flatMap(({ question, careful }) => {
-  const plain = states(model, question, LAYER).at(-1);
-  return careful.map((source) => minus(states(model, `${source} ${question}`, LAYER).at(-1), plain));
+  const plain = states(model, question)[LAYER].at(-1);
+  return careful.map((source) => minus(states(model, `${source} ${question}`)[LAYER].at(-1), plain));
 }));
 
 const directions = remember((model, facts, choices) => [facts, choices].map(({ train }) => shift(model, train)));
@@ -36,7 +36,7 @@ export function compute({ "myths-lm": model }, { facts, choices, strengths, apar
   const sets = setsOf(facts, choices);
   const read = readers("", model, Object.values(sets));
   const answers = Object.entries(sets).map(([name, items], set) => [name, items.map(({ options }, i) => {
-    const p = read[set][i](SAID, [pushed(LAYER, () => added)]);
+    const p = read[set][i].next([pushed(LAYER, () => added)], SAID);
     return options.map((word) => p[model.tokenizer.encode(word)[0]]);
   })]);
   return { cosine: dot(truth, fairness) / (norm(truth) * norm(fairness)), left: norm(used[0]) / norm(truth), answers: Object.fromEntries(answers) };

@@ -25,7 +25,7 @@ function singular(rows, towards) {
 /** Directions behind a block: how a careful source in front changes the ends of questions. */
 const directions = remember((model, train, layer) => {
   const views = (text) => {
-    const all = states(model, text, layer);
+    const all = states(model, text)[layer];
     return [mean(all.slice(-TAIL)), all.at(-1)];
   };
   const rows = train.flatMap(({ question, careful }) => {
@@ -69,7 +69,7 @@ export function compute({ "myths-lm": model }, { train, test, layer, s, seed }) 
   };
   const answers = readers("", model, test).map(([plain, prompt], i) => {
     const ids = test[i].options.map((word) => model.tokenizer.encode(word)[0]);
-    const of = (read, ...hooks) => ids.map((id) => read(SAID, hooks)[id]);
+    const of = (read, ...hooks) => ids.map((id) => read.next(hooks, SAID)[id]);
     const ways = Object.entries(pushes).map(([way, change]) => [way, of(plain, pushed(layer, change))]);
     return { plain: of(plain), ...Object.fromEntries(ways), prompt: of(prompt) };
   });
