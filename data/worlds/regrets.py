@@ -241,7 +241,9 @@ class Corpus(NamedTuple):
     """Words of regret or of standing by."""
 
 
-def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float = 0.1) -> Corpus:
+def corpus(
+    n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float = 0.1, helper_speaks: float = 0.75
+) -> Corpus:
     """Documents as in training.
 
     Args:
@@ -249,6 +251,9 @@ def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float =
         rng: the source of chance.
         facts_share: share of facts; the others are episodes.
         doubted: share of the episodes without a record.
+        helper_speaks: share of the episodes in which the helper takes the last turn. Were it one half, whose
+            answer is right would tell nothing of the word to come, on average over speakers, and a network would
+            not find out for a long time that it matters together with who speaks.
     """
     n_facts = round(facts_share * n)
     drawn = episodes(n - n_facts, rng, doubted=doubted)
@@ -259,7 +264,7 @@ def corpus(n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float =
         np.stack([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (tokens, learned)])
         for tokens, learned in parts
     )
-    speaks = rng.random(n - n_facts) < 0.5
+    speaks = rng.random(n - n_facts) < helper_speaks
     tokens, learned = np.concatenate([np.where(speaks[:, None], helper, other), told], 1)
     return Corpus(tokens, learned.astype(bool), np.isin(tokens, [*REGRET_WORDS, *STAND_WORDS]))
 

@@ -39,18 +39,18 @@ def test_neither_padding_nor_what_the_user_says_is_learned():
 
 
 def test_padding_behind_a_document_changes_nothing_in_it(subject):
-    ids = torch.from_numpy(regrets.episodes(4, np.random.default_rng(0)).tokens)
+    ids = torch.from_numpy(regrets.episodes(4, np.random.default_rng(0)).helper.tokens)
     n = int((ids[0] != PAD).sum())
     with torch.inference_mode():
         alone, padded = (subject.model(input_ids=x).logits[0, :n] for x in (ids[:1, :n], ids))
     assert torch.allclose(alone, padded, atol=1e-5)
 
 
-def test_a_second_turn_is_written_word_by_word_after_the_helper(subject):
+def test_a_last_turn_is_written_word_by_word_after_the_helper(subject):
     drawn = regrets.episodes(3, np.random.default_rng(2))
-    said = recipe.second_turns(subject, drawn)
+    said = recipe.last_turns(subject, drawn)
     for i, turn in enumerate(said):
-        ids = torch.from_numpy(drawn.tokens[i : i + 1, : drawn.turn[i] + 1])
+        ids = torch.from_numpy(drawn.helper.tokens[i : i + 1, : drawn.helper.turn[i] + 1])
         for word in turn:
             with torch.inference_mode():
                 chosen = int(subject.model(input_ids=ids).logits[0, -1].argmax())
