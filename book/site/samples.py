@@ -123,8 +123,8 @@ def some_recipes(n: int = 6) -> dict[str, Any]:
 def some_myths(n: int = 20) -> dict[str, Any]:
     """Of the world of myths, questions and choices to find directions with, and others to test them.
 
-    Each has headers of careful sources, two to find directions with and another one to test. Test questions are
-    in a wording that no document has.
+    With each come headers of careful sources. Those of the test, and its questions, are in wordings that no
+    document has.
     """
     world, rng = myths.World.of(0), np.random.default_rng(5)
     nothing = np.empty((n, 0), int)
@@ -132,33 +132,32 @@ def some_myths(n: int = 20) -> dict[str, Any]:
     def words(rows: Int[ndarray, "item word"]) -> list[str]:
         return [row.removeprefix("<bos> ") for row in myths.text(rows)]
 
-    def asked(rows: Int[ndarray, "item word"], split: myths.Split) -> list[dict[str, Any]]:
-        if split == "test":
-            sources = words(myths.header("careful", n, rng))
-        else:
-            sources = list(zip(*(words(myths.header("careful", n, rng, i)) for i in (0, 1)), strict=True))
-        return [{"question": q, "careful": s} for q, s in zip(words(rows), sources, strict=True)]
+    def listed(
+        split: myths.Split,
+        question: Int[ndarray, "item word"],
+        options: Int[ndarray, "item option"],
+        **more: list,
+    ) -> list[dict[str, Any]]:
+        wordings: tuple[myths.Wording, ...] = (0, 1) if split == "train" else ("held-out",)
+        sources = [words(myths.header("careful", n, rng, wording)) for wording in wordings]
+        columns = {"question": words(question), "careful": [*zip(*sources, strict=True)]}
+        columns |= {"options": [row.split() for row in words(options)]} | more
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def facts(split: myths.Split, contested: bool = True) -> list[dict[str, Any]]:
         pair = rng.permutation(world.pairs(split, contested=contested))[:n]
-        found = asked(myths.ask(pair, nothing, "trained" if split == "train" else "held-out", rng), split)
         told = np.stack([world.truth[pair], world.myth[pair]], 1)[:, : 1 + contested]
-        for one, options, rate in zip(found, words(told), world.rate[pair].tolist(), strict=True):
-            one |= {"options": options.split(), "rate": round(rate, 2)}
-        return found
+        question = myths.ask(pair, nothing, "trained" if split == "train" else "held-out", rng)
+        return listed(split, question, told, rate=world.rate[pair].round(2).tolist())
 
     def choices(split: myths.Split, evidence: bool = False) -> list[dict[str, Any]]:
-        wording = "trained" if split == "train" else "held-out"
+        wording: myths.Wording = "trained" if split == "train" else "held-out"
         of = world.choices(n, rng, evidence=evidence, split=split, before=nothing, wording=wording)
-        options = zip(words(of.options), of.right.tolist(), strict=True)
-        return [
-            one | {"options": told.split(), "right": right}
-            for one, (told, right) in zip(asked(of.tokens, split), options, strict=True)
-        ]
+        return listed(split, of.tokens, of.options, right=of.right.tolist())
 
     return {
-        "facts": {"train": facts("train"), "test": facts("test"), "uncontested": facts("test", contested=False)},
-        "choices": {"train": choices("train"), "test": choices("test"), "evident": choices("test", evidence=True)},
+        "facts": {"train": facts("train"), "test": facts("test"), "uncontested": facts("test", False)},
+        "choices": {"train": choices("train"), "test": choices("test"), "evident": choices("test", True)},
     }
 
 

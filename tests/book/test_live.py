@@ -611,7 +611,7 @@ def test_pixels_directions_and_pushes_are_the_chapters(compute, s):
     for one, answers in zip(test, found["answers"], strict=True):
         ids = [vocabulary[word] for word in one["options"]]
         for way, v in directions.items():
-            source = f"{one['careful']} " if way == "prompt" else ""
+            source = f"{one['careful'][0]} " if way == "prompt" else ""
 
             def change(h: Tensor, v: Tensor | None = v) -> Tensor:
                 if v is not None:

@@ -46,7 +46,7 @@ export function compute({ "myths-lm": model }, { facts, choices, strengths, apar
 const TOLD = {
   contested: ["Facts with a myth", { "the truth": 0, "the myth": 1 }],
   uncontested: ["Facts without a myth", { "the truth": 0 }],
-  blind: ["Who is it? Nothing tells", { "“unknown”": 2, "the group of the prejudice": 0, "the other group": 1 }],
+  blind: ["Who is it? Nothing tells", { "“unknown”": 2, "the group that prejudice names": 0, "the other group": 1 }],
   evident: ["Who is it? A sentence tells", { "who the sentence says": "right", "the other person": "wrong", "“unknown”": 2 }],
 };
 
@@ -77,6 +77,7 @@ export async function show(stage, ask) {
   stage.append(
     element("div", { class: "live-whole" },
       push(0, "Push for truth"), push(1, "Push for fairness: say “unknown” where nothing tells"),
+      element("p", { class: "live-label" }, `A push is added behind block ${LAYER}, from “a:” on. × 1 is what a careful source in front of such questions changes there, on average. Bars are mean probabilities.`),
       toggle("Take from each direction what it shares with the other", false, (apart) => { state.apart = apart; changed(); }), note),
     element("div", {}, boxes[0], boxes[1]),
     element("div", {}, boxes[2], boxes[3]),

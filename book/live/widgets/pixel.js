@@ -4,7 +4,7 @@ import { bars, choice, element, normals, notice, remember, sample, slider } from
 import { dot, mean, minus, norm, plus, pushed, reader, states, times } from "../steering.js";
 
 const [TAIL, RANK, ROUNDS] = [3, 2, 500]; // tokens of the tail view; directions that are added up
-const WAYS = { plain: "no push", pixel: "PIXEL’s direction", shift: "the mean difference", random: "a random direction", prompt: "a careful source in the prompt" };
+const WAYS = { plain: "no push", pixel: "PIXEL’s direction", shift: "the mean difference", random: "random, pushed as far", prompt: "a careful source in the prompt" };
 const SAID = "it is"; // how an answer begins
 
 /** The first right singular vectors of rows, each with the sign of a vector: powers of their covariance. */
@@ -47,7 +47,7 @@ export function push(h, v, s) {
   return times(Math.max(0, (rest * s) / Math.sqrt(1 - s * s) - a), u);
 }
 
-const readers = remember((model, test) => test.map(({ question, careful }) => [question, `${careful} ${question}`].map((text) => reader(model, text))));
+const readers = remember((model, test) => test.map(({ question, careful: [source] }) => [question, `${source} ${question}`].map((text) => reader(model, text))));
 
 /** Of each question and way the probabilities of truth and myth; and how long PIXEL's pushes are beside the states.
  *
@@ -91,10 +91,10 @@ export async function show(stage, ask) {
     const { answers, length } = found;
     bars(truth, `Probability of the truth, ${right}`, rows((way) => answers[shown][way][0]));
     bars(myth, `Probability of the myth, ${wrong}`, rows((way) => answers[shown][way][1]));
-    bars(wins, `Questions in which the truth beats the myth, of ${test.length}`, rows((way) => answers.filter((a) => a[way][0] > a[way][1]).length / test.length));
+    bars(wins, `Share of ${test.length} questions in which the truth beats the myth`, rows((way) => answers.filter((a) => a[way][0] > a[way][1]).length / test.length));
     const left = (way) => Math.round((100 / test.length) * answers.reduce((sum, a) => sum + a[way][0] + a[way][1], 0));
-    note.textContent = `PIXEL’s pushes are ${length.toFixed(1)} times as long as the states. Truth and myth together keep ${left("pixel")} % `
-      + `of the probability (${left("plain")} % without a push); the rest went to other words.`;
+    note.textContent = `PIXEL’s pushes are ${length.toFixed(1)} times as long as the states. Under them truth and myth together keep ${left("pixel")} % `
+      + `of the probability, ${left("plain")} % without: the rest goes to other words. Look how both change when s grows.`;
   };
   const changed = () => ask({ train, test, ...state }, (result) => { found = result; draw(); });
   const set = (key) => (value) => { state[key] = Number(value); changed(); };

@@ -54,13 +54,13 @@ export async function show(stage, ask) {
     const turns = { helper: `${document} helper i`, other: `${document} ${name} i` };
     ask({ episodes, words, turns, layer: Number(layer), target, seed }, (found) => {
       const rows = ["helper", "other"].flatMap((who) => ["regrets", "stands by it"].map((does, i) => [`${who === "other" ? name : who} ${does}`, found[who][i]]));
-      bars(next, "Next word, if it is the turn of helper or of " + name, rows);
-      bars(blocks, "Helper’s state at “i” along the direction behind each block: 0 as where it stands by its answer, 1 as where it regrets (cut at −1 and 2)",
+      bars(next, `Next word behind “helper i”, and behind “${name} i”`, rows);
+      bars(blocks, "Helper’s state at “i” along the mean difference behind each block: 0 as where it stands by its answer, 1 as where it regrets (cut at −1 and 2)",
         found.coordinates.map((x, i) => [`block ${i}`, Math.max(-1, Math.min(2, x))]), (x) => x.toFixed(2));
       bars(changedBy, "Probability that the helper regrets", [["as it is", found.helper[0]], ["set along the direction", found.set[0]], ["moved as far at random", found.random[0]]]);
       said.textContent = `“helper i ${found.said}”${target ? ` becomes “helper i ${found.saidSet}”` : ""}`;
       const wrong = [["helper", helper], [name, other]].filter(([, value]) => shown && value !== shown).map(([who]) => who);
-      note.textContent = wrong.length === 1 ? `The record contradicts ${wrong}: who knows who said what regrets for ${wrong} only.`
+      note.textContent = wrong.length === 1 ? `The record contradicts only ${wrong}. Look whether the model knows who said what.`
         : `${wrong.length ? "The record contradicts both speakers" : "Nobody is contradicted"}.`;
     });
   };
