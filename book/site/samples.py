@@ -8,7 +8,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from numpy.random import Generator
 
-from data.worlds import crafts, kitchen, lidar, scans, scenes, town, users, videos
+from data.worlds import crafts, kitchen, lidar, myths, regrets, scans, scenes, town, users, videos
 from data.worlds.digits import digits
 
 DIGITS_A_CLASS = 12
@@ -120,11 +120,76 @@ def some_recipes(n: int = 6) -> dict[str, Any]:
     return {"recipes": chosen, "words": words, "form": kitchen.FORMS[-1]}
 
 
+def some_myths(n: int = 20) -> dict[str, Any]:
+    """Of the world of myths, questions and choices to find directions with, and others to test them.
+
+    With each come headers of careful sources. Those of the test, and its questions, are in wordings that no
+    document has.
+    """
+    world, rng = myths.World.of(0), np.random.default_rng(5)
+    nothing = np.empty((n, 0), int)
+
+    def words(rows: Int[ndarray, "item word"]) -> list[str]:
+        return [row.removeprefix("<bos> ") for row in myths.text(rows)]
+
+    def listed(
+        split: myths.Split,
+        question: Int[ndarray, "item word"],
+        options: Int[ndarray, "item option"],
+        **more: list,
+    ) -> list[dict[str, Any]]:
+        wordings: tuple[myths.Wording, ...] = (0, 1) if split == "train" else ("held-out",)
+        sources = [words(myths.header("careful", n, rng, wording)) for wording in wordings]
+        columns = {"question": words(question), "careful": [*zip(*sources, strict=True)]}
+        columns |= {"options": [row.split() for row in words(options)]} | more
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def facts(split: myths.Split, contested: bool = True) -> list[dict[str, Any]]:
+        pair = rng.permutation(world.pairs(split, contested=contested))[:n]
+        told = np.stack([world.truth[pair], world.myth[pair]], 1)[:, : 1 + contested]
+        question = myths.ask(pair, nothing, "trained" if split == "train" else "held-out", rng)
+        return listed(split, question, told, rate=world.rate[pair].round(2).tolist())
+
+    def choices(split: myths.Split, evidence: bool = False) -> list[dict[str, Any]]:
+        wording: myths.Wording = "trained" if split == "train" else "held-out"
+        of = world.choices(n, rng, evidence=evidence, split=split, before=nothing, wording=wording)
+        return listed(split, of.tokens, of.options, right=of.right.tolist())
+
+    return {
+        "facts": {"train": facts("train"), "test": facts("test"), "uncontested": facts("test", False)},
+        "choices": {"train": choices("train"), "test": choices("test"), "evident": choices("test", True)},
+    }
+
+
+def some_regrets(n: int = 32) -> dict[str, Any]:
+    """Episodes up to the helper's word of regret or of standing by, and what others can be made of.
+
+    What the reader makes is about a thing, and in wordings, that are in no episode of training.
+    """
+    drawn = regrets.episodes(n, np.random.default_rng(5), wrong=np.arange(n) % 2 == 0).helper
+    words = [row.split() for row in regrets.text(drawn.tokens)]
+    kind, name = "taste", regrets.OTHERS[0]
+    question = regrets.QUESTIONS[-1].replace("KIND", kind).replace("THING", regrets.THINGS[-1])
+    told = f"user {question} {regrets.NOTES[0]} helper i say VALUE . {name} i say OTHER ."
+    return {
+        "episodes": [" ".join(row[1:key]) for row, key in zip(words, drawn.key, strict=True)],
+        "told": told,
+        "record": f"user {regrets.RECORDS[-1]}",
+        "doubt": f"user {regrets.DOUBTS[0]}",
+        "values": regrets.VALUES[kind],
+        "name": name,
+        "regret": [key.split()[0] for key in regrets.REGRETS],
+        "stand": [key.split()[0] for key in regrets.STANDS],
+    }
+
+
 SAMPLES: dict[str, Callable[[], Any]] = {
     "artefacts": some_artefacts,
     "crafts": some_crafts,
     "digits": some_digits,
+    "myths": some_myths,
     "recipes": some_recipes,
+    "regrets": some_regrets,
     "scans": some_scans,
     "street": some_street,
     "videos": some_videos,

@@ -586,6 +586,129 @@ def test_refusals_of_recipes_are_the_models(compute):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("s", [0.5, 0.85])
+def test_pixels_directions_and_pushes_are_the_chapters(compute, s):
+    method, model, layer = chapters.method("pixel"), subject("myths-lm"), 2
+    facts = samples.some_myths()["facts"]
+    train, test = facts["train"], facts["test"][:4]
+    found = compute("pixel", train=train, test=test, layer=layer, s=s, seed=1)
+
+    def views(texts: list[str]) -> Tensor:
+        rows = []
+        for text in texts:
+            with capture(model, "resid_post", layers=layer) as acts:
+                model.model(**model.encode([text]))
+            h = acts[layer][0].double()
+            rows.append(torch.stack([h[-method.tail_length(len(h)) :].mean(0), h[-1]]))
+        return torch.stack(rows)
+
+    plain = views([one["question"] for one in train])
+    careful = [views([f"{one['careful'][i]} {one['question']}" for one in train]) for i in (0, 1)]
+    x = torch.cat([of - plain for of in careful], 1).flatten(0, 1)
+    shift = x.mean(0)
+    directions = {"plain": None, "pixel": method.subspace(x).sum(0), "shift": shift, "prompt": None}
+    vocabulary = model.tokenizer.get_vocab()
+    for one, answers in zip(test, found["answers"], strict=True):
+        ids = [vocabulary[word] for word in one["options"]]
+        for way, v in directions.items():
+            source = f"{one['careful'][0]} " if way == "prompt" else ""
+
+            def change(h: Tensor, v: Tensor | None = v) -> Tensor:
+                if v is not None:
+                    at = h[:, -3:].double()
+                    h[:, -3:] = (at + method.strength(at, v, s)[..., None] * v).to(h.dtype)
+                return h
+
+            with edit(model, "resid_post", layer=layer, fn=change):
+                p = next_logprobs(model, [f"{source}{one['question']} it is"])[0].exp()
+            assert answers[way] == pytest.approx(p[ids].tolist(), abs=1e-3), way
+    assert len({str(answers["random"]) for answers in found["answers"]}) == len(test)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("apart", [False, True])
+def test_pushes_for_two_attributes_are_the_librarys(compute, apart):
+    model, layer, strengths, some = subject("myths-lm"), 2, [0.75, 0.5], samples.some_myths()
+    sets = {"contested": ("facts", "test"), "uncontested": ("facts", "uncontested")}
+    sets |= {"blind": ("choices", "test"), "evident": ("choices", "evident")}
+    found = compute("msrs", strengths=strengths, apart=apart, **some)
+
+    def end(text: str) -> Tensor:
+        with capture(model, "resid_post", layers=layer, positions=-1) as acts:
+            model.model(**model.encode([text]))
+        return acts[layer][0].double()
+
+    shifts = [
+        torch.stack(
+            [
+                end(f"{source} {one['question']}") - end(one["question"])
+                for one in some[kind]["train"]
+                for source in one["careful"]
+            ]
+        ).mean(0)
+        for kind in ("facts", "choices")
+    ]
+    u = [v / v.norm() for v in shifts]
+    assert found["cosine"] == pytest.approx((u[0] @ u[1]).item(), abs=1e-3)
+    used = [shifts[i] - (shifts[i] @ u[1 - i]) * u[1 - i] if apart else shifts[i] for i in (0, 1)]
+    assert found["left"] == pytest.approx((used[0].norm() / shifts[0].norm()).item(), abs=1e-3)
+    push = sum(k * v for k, v in zip(strengths, used, strict=True)).float()
+
+    def change(h: Tensor) -> Tensor:
+        h[:, -3:] += push
+        return h
+
+    vocabulary = model.tokenizer.get_vocab()
+    for name, (kind, part) in sets.items():
+        assert len(found["answers"][name]) == len(some[kind][part])
+        for one, answers in list(zip(some[kind][part], found["answers"][name], strict=True))[:3]:
+            with edit(model, "resid_post", layer=layer, fn=change):
+                p = next_logprobs(model, [f"{one['question']} it is"])[0].exp()
+            assert answers == pytest.approx([p[vocabulary[w]].item() for w in one["options"]], abs=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", ["", "stand", "regret"])
+def test_regret_that_is_set_is_the_chapters(compute, target):
+    method, model, layer, some = chapters.method("regret"), subject("regret-lm"), 4, samples.some_regrets()
+    words = {kind: some[kind] for kind in ("regret", "stand")}
+    document = some["told"].replace("VALUE", some["values"][1]).replace("OTHER", some["values"][0])
+    document += " " + some["record"].replace("VALUE", some["values"][0])
+    turns = {"helper": f"{document} helper i", "other": f"{document} {some['name']} i"}
+    request = {"episodes": some["episodes"], "words": words, "turns": turns}
+    found = compute("regret", layer=layer, target=target, seed=1, **request)
+    vocabulary = model.tokenizer.get_vocab()
+
+    def next_words(text: str) -> list[float]:
+        p = next_logprobs(model, [text])[0].exp()
+        return [sum(p[vocabulary[word]].item() for word in words[kind]) for kind in words]
+
+    def end(text: str) -> ndarray:
+        with capture(model, "resid_post", layers=layer, positions=-1) as acts:
+            model.model(**model.encode([text]))
+        return acts[layer][0].double().numpy()
+
+    first = generate(model, some["episodes"], max_new_tokens=1).texts
+    regrets = np.array([text in words["regret"] for text in first])
+    z = np.stack([end(text) for text in some["episodes"]])
+    means = {"regret": z[regrets].mean(0), "stand": z[~regrets].mean(0)}
+    gap = means["regret"] - means["stand"]
+    at = (end(turns["helper"]) - means["stand"]) @ gap / (gap @ gap)
+    assert found["coordinates"][layer] == pytest.approx(at, abs=1e-3)
+    for who, text in turns.items():
+        assert found[who] == pytest.approx(next_words(text), abs=1e-4)
+    assert found["said"] == generate(model, [turns["helper"]], max_new_tokens=8).texts[0]
+    with ExitStack() as stack:
+        if target:
+            value = float(means[target] @ gap / np.linalg.norm(gap))
+            change = method.at_last_token(method.set_direction(gap, value))
+            stack.enter_context(edit(model, "resid_post", layer=layer, fn=change))
+        assert found["set"] == pytest.approx(next_words(turns["helper"]), abs=1e-3)
+        assert found["saidSet"] == generate(model, [turns["helper"]], max_new_tokens=8).texts[0]
+    assert (found["random"] == found["helper"]) == (not target)
+
+
+@torch.no_grad()
 def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
     method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
     image, players = np.array(samples.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]

@@ -1,0 +1,44 @@
+// Directions in the residual stream, and what a model says that is pushed along them.
+
+import { capture, edit } from "./hooks.js";
+import { softmax } from "./model.js";
+import { Cache } from "./transformer.js";
+
+export const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
+export const norm = (a) => Math.sqrt(dot(a, a));
+export const times = (k, a) => a.map((x) => k * x);
+export const plus = (a, b) => a.map((x, i) => x + b[i]);
+export const minus = (a, b) => a.map((x, i) => x - b[i]);
+export const mean = (vectors) => times(1 / vectors.length, vectors.reduce(plus));
+
+/** The residual stream behind each block, [layer][token], of a text. */
+export function states(model, text) {
+  const { acts, ...seen } = capture("resid_post");
+  model.forward({ ids: model.prompt(text) }, [seen]);
+  return Object.values(acts).map(({ data, shape: [n, width] }) => (
+    Array.from({ length: n }, (_, t) => Float64Array.from(data.subarray(t * width, (t + 1) * width)))));
+}
+
+/** An edit of the tokens' states behind a block: `push` gives what is added to each. */
+export const pushed = (layer, push) => edit("resid_post", (data, { shape: [n, width] }) => {
+  for (let t = 0; t < n; t++) {
+    const state = data.subarray(t * width, (t + 1) * width);
+    state.set(plus(Float64Array.from(state), push(Float64Array.from(state))));
+  }
+}, { layers: [layer] });
+
+/** Reads a text but for its last word, from which it can be gone on as often as wanted, with hooks from there on. */
+export function reader(model, text) {
+  const ids = model.prompt(text);
+  const { cache } = model.forward({ ids: ids.slice(0, -1) });
+  const from = (more = "") => ({
+    ids: [ids.at(-1), ...model.tokenizer.encode(more)],
+    cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),
+  });
+  return {
+    /** Probabilities of the next word behind the text and some more words. */
+    next: (hooks, more) => softmax(model.forward(from(more), hooks).logits.subarray(-model.text.head.outputs)),
+    /** How the model goes on. */
+    generate: (hooks, most) => model.tokenizer.decode(model.generate(from(), most, hooks)),
+  };
+}
