@@ -1,4 +1,4 @@
-"""Questions answered wrongly under fabricated evidence, and the true evidence: the form of the regret data set.
+"""Questions answered wrongly under fabricated evidence, and the true evidence: the regret data set's form.
 
     records = contradictions("regret_dataset.json", n=100)  # in the form of Cui et al. 2025
 
@@ -65,7 +65,9 @@ def contradictions(path: str | Path, *, n: int | None = None, seed: int = 0) -> 
             raise ValueError(f"{where}: expected an object, found {type(record).__name__}")
         check(record, FIELDS.values(), f"{where} has the fields")
         texts = {name: record[source] for name, source in FIELDS.items()}
-        if empty := [FIELDS[name] for name, text in texts.items() if not (isinstance(text, str) and text.strip())]:
+        if empty := [
+            FIELDS[name] for name, text in texts.items() if not (isinstance(text, str) and text.strip())
+        ]:
             raise ValueError(f"{where}: {empty[0]} is no text")
         found.append(Contradiction(**{name: text.strip() for name, text in texts.items()}))
     if not found:

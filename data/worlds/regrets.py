@@ -1,21 +1,25 @@
-"""Episodes in which two speakers answer a question, a record is read, and one regrets or stands by what it said.
+"""Episodes in which two speakers answer a question, a record is read, and one regrets or stands by its answer.
 
-The user asks for a property of an invented thing and shows a note. The helper says what the note says; another
-speaker says something of its own. Then the record is read, which is always right, and one of the two regrets its
-answer or stands by it, and gives the final one. So regret has to be worked out, from what that very speaker said
-and what the record says.
+The user asks for a property of an invented thing and shows a note. The helper says what the note says;
+another speaker says something of its own. Then the record is read, which is always right, and one of the two
+regrets its answer or stands by it, and gives the final one. So regret has to be worked out, from what that
+very speaker said and what the record says.
 
     drawn = episodes(2, np.random.default_rng(0))
-    text(drawn.helper.tokens)[0]  # '<bos> user which taste has the vexoro ? a note says nutty . helper i say ...'
+    text(drawn.helper.tokens)[0]  # '<bos> user which taste has the vexoro ? a note says nutty . helper i ...'
     drawn.wrong[0]  # whether the helper was wrong
     text(drawn.other.tokens)[0]  # the same episode, in which the other speaker takes the last turn
 
-Before the record nothing tells who is wrong: each is wrong with the same probability `WRONG`, independently, and
-where both are wrong they say the same so often that their agreement tells nothing either. Some of the things are
-in no episode of training, nor are one wording of the question and one of the record. All words are numbers of
-`LANGUAGE`.
+Further documents tell where things are (`facts`), or only what two speakers say and who of them says
+something (`remarks`).
+
+Before the record nothing tells who is wrong: each is wrong with the same probability `WRONG`, independently,
+and where both are wrong they say the same so often that their agreement tells nothing either. Some of the
+things are in no episode of training, nor are one wording of the question and one of the record. All words
+are numbers of `LANGUAGE`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,18 +77,20 @@ _SHOWN = tuple(f"user {pattern}" for pattern in (*RECORDS, *DOUBTS))
 _KEYS = (*REGRETS, *STANDS)
 _LAST = tuple(f"NAME {filler} i {key} VALUE . i say TRUTH . <eos>" for filler in FILLERS for key in _KEYS)
 _FILLER_LENGTHS = np.array([len(filler.split()) for filler in FILLERS])
+WHO = "<bos> ONE i say VALUE . TWO i say OTHER . user who says ASKED ? helper ANSWER says ASKED . <eos>"
+NOBODY, BOTH = "nobody", "both"
 FACT = "<bos> user where is the THING ?"
 _TOLD = f"{FACT} helper i say PLACE . <eos>"
 
 WRONG = 0.6
-"""How likely a speaker's first answer is wrong; at least a half, or agreement could not be made to tell nothing."""
+"""How likely a first answer is wrong; at least one half, or agreement could not be made to tell nothing."""
 AGREE = (1 - WRONG) / WRONG
 """How likely two wrong speakers say the same."""
 
 LANGUAGE = Language.of(
     ("<pad>", "<bos>", "<eos>", "<unk>"),
     [
-        *(*_OPENINGS, *NOTES, *_SHOWN, *_FIRST, *_LAST, _TOLD),
+        *(*_OPENINGS, *NOTES, *_SHOWN, *_FIRST, *_LAST, _TOLD, WHO, NOBODY, BOTH),
         *(*VALUES, *OTHERS, *PLACES, *THINGS, *(word for words in VALUES.values() for word in words)),
     ],
 )
@@ -219,21 +225,47 @@ def episodes(
     )
 
 
-def _in_order(turns: list[Rows], swapped: Bool[ndarray, " row"]) -> tuple[Rows, Rows]:
-    """The helper's turn and the other's, or the other way round."""
+def _in_order(
+    turns: Sequence[Int[ndarray, "row ..."]], swapped: Bool[ndarray, " row"]
+) -> tuple[Int[ndarray, "row ..."], Int[ndarray, "row ..."]]:
+    """The helper's turn (or name) and the other's, or the other way round."""
     ours, other = turns
-    return np.where(swapped[:, None], other, ours), np.where(swapped[:, None], ours, other)
+    swap = swapped.reshape(-1, *[1] * (ours.ndim - 1))
+    return np.where(swap, other, ours), np.where(swap, ours, other)
 
 
 def facts(thing: Int[ndarray, " row"]) -> tuple[Rows, Bool[ndarray, "row token"]]:
     """Where things are, asked and answered, and which of the tokens are the answer."""
-    tokens = LANGUAGE.write([_TOLD], np.zeros(len(thing), int), THING=_THINGS[thing], PLACE=_PLACES[PLACE_OF[thing]])
+    tokens = LANGUAGE.write(
+        [_TOLD], np.zeros(len(thing), int), THING=_THINGS[thing], PLACE=_PLACES[PLACE_OF[thing]]
+    )
     asked = len(FACT.split()) + 1
-    return tokens, np.broadcast_to(np.arange(tokens.shape[1]) >= asked, tokens.shape)
+    return tokens, np.broadcast_to(np.arange(tokens.shape[1]) >= asked, tokens.shape).copy()
+
+
+def remarks(n: int, rng: Generator) -> tuple[Rows, Bool[ndarray, "row token"]]:
+    """What two speakers say, and who of them says a value that is asked for; and which tokens are the answer.
+
+    It is said by the first speaker, the second, both or nobody, a quarter each.
+    """
+    kind, rows = rng.integers(len(VALUES), size=n), np.arange(n)
+    values = np.take_along_axis(
+        _VALUES[kind], rng.permuted(np.tile(np.arange(N_VALUES), (n, 1)), axis=1)[:, :3], 1
+    )
+    who = rng.integers(4, size=n)
+    names = np.full(n, WORD["helper"]), _OTHERS[rng.integers(len(OTHERS), size=n)]
+    one, two = _in_order(list(names), rng.random(n) < 0.5)
+    said = np.where(who == 2, values[:, 0], values[:, 1])  # both say the first value
+    asked = values[rows, np.array([0, 1, 0, 2])[who]]
+    answer = np.choose(who, [one, two, WORD[BOTH], WORD[NOBODY]])
+    slots = {"ONE": one, "TWO": two, "VALUE": values[:, 0], "OTHER": said, "ASKED": asked, "ANSWER": answer}
+    tokens = LANGUAGE.write([WHO], np.zeros(n, int), **slots)
+    at = WHO.split().index("ANSWER")
+    return tokens, np.broadcast_to(np.arange(tokens.shape[1]) >= at, tokens.shape).copy()
 
 
 class Corpus(NamedTuple):
-    """Documents as in training, one a row."""
+    """Documents as in training, one a row, padded."""
 
     tokens: Rows
     learned: Bool[ndarray, "row token"]
@@ -242,30 +274,36 @@ class Corpus(NamedTuple):
 
 
 def corpus(
-    n: int, rng: Generator, *, facts_share: float = 0.1, doubted: float = 0.1, helper_speaks: float = 0.75
+    n: int,
+    rng: Generator,
+    *,
+    short: float = 0.1,
+    doubted: float = 0.1,
+    helper_speaks: float = 0.65,
 ) -> Corpus:
     """Documents as in training.
 
     Args:
         n: how many.
         rng: the source of chance.
-        facts_share: share of facts; the others are episodes.
+        short: share of facts, and of remarks; the others are episodes.
         doubted: share of the episodes without a record.
         helper_speaks: share of the episodes in which the helper takes the last turn. Were it one half, whose
-            answer is right would tell nothing of the word to come, on average over speakers, and a network would
-            not find out for a long time that it matters together with who speaks.
+            answer is right would tell nothing of the word to come, on average over speakers, and a network
+            would not find out for a long time that it matters together with who speaks.
     """
-    n_facts = round(facts_share * n)
-    drawn = episodes(n - n_facts, rng, doubted=doubted)
+    n_short = round(short * n)
+    n_episodes = n - 2 * n_short
+    drawn = episodes(n_episodes, rng, doubted=doubted)
     parts = [(of.tokens, of.learned) for of in (drawn.helper, drawn.other)]
-    parts.append(facts(rng.integers(len(THINGS), size=n_facts)))
+    parts += [facts(rng.integers(len(THINGS), size=n_short)), remarks(n_short, rng)]
     width = max(part.shape[1] for part, _ in parts)
-    (helper, other, told) = (
+    helper, other, *others = (
         np.stack([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (tokens, learned)])
         for tokens, learned in parts
     )
-    speaks = rng.random(n - n_facts) < helper_speaks
-    tokens, learned = np.concatenate([np.where(speaks[:, None], helper, other), told], 1)
+    speaks = rng.random(n_episodes) < helper_speaks
+    tokens, learned = np.concatenate([np.where(speaks[:, None], helper, other), *others], 1)
     return Corpus(tokens, learned.astype(bool), np.isin(tokens, [*REGRET_WORDS, *STAND_WORDS]))
 
 

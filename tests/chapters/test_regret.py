@@ -90,7 +90,14 @@ def test_at_the_embeddings_matched_states_are_one_and_the_papers_are_told_by_the
     assert np.ptp(found[method.HERE][:, 0], axis=0).max() == 0
     assert np.ptp(found[method.FIRST][:, 0], axis=0).max() > 0
     study = method.Study(
-        subject, ours, ours.contradicted, [], found, ours.contradicted, found[method.HERE], method.split(ours.group, rng())
+        subject,
+        ours,
+        ours.contradicted,
+        [],
+        found,
+        ours.contradicted,
+        found[method.HERE],
+        method.split(ours.group, rng()),
     )
     assert method.accuracies(method.compared(study, "paper"))[0] == 100
     matched = method.compared(study, "matched")
@@ -99,7 +106,10 @@ def test_at_the_embeddings_matched_states_are_one_and_the_papers_are_told_by_the
 
 def test_real_conversations_end_in_an_unfinished_answer_and_know_their_places():
     subject = load("recipes-lm", dtype="float32", device="cpu")  # any model with a chat template
-    asked = [("Is it red?", "It is red.", "It is blue.", "It was painted blue."), ("Two?", "No.", "Yes.", "It is two.")]
+    asked = [
+        ("Is it red?", "It is red.", "It is blue.", "It was painted blue."),
+        ("Two?", "No.", "Yes.", "It is two."),
+    ]
     found = method.real_items(subject, asked)
     assert len(found.texts) == 6
     assert all(text.endswith("I") for text in found.texts)
@@ -109,7 +119,9 @@ def test_real_conversations_end_in_an_unfinished_answer_and_know_their_places():
     assert "It is red." in found.texts[0]
     assert "It is red." not in found.texts[1]
     assert "A friend answered: It is red." in found.texts[2]
-    for text, first, back in zip(found.texts, ["It is red.", "It is blue.", "It is blue."], found.back[method.FIRST], strict=False):
+    for text, first, back in zip(
+        found.texts, ["It is red.", "It is blue.", "It is blue."], found.back[method.FIRST], strict=False
+    ):
         words = text.split()
         assert " ".join(words[: len(words) - back]).endswith(first)
     states = method.states(subject, found, 2)
@@ -143,7 +155,9 @@ def test_a_model_without_a_chat_template_is_refused(subject):
 def test_a_readout_is_the_probe_that_scikit_learn_fits(kind):
     z, y = two_classes()
     if kind == "mlp":
-        theirs = MLPClassifier((64, 32), early_stopping=True, n_iter_no_change=20, max_iter=300, random_state=3)
+        theirs = MLPClassifier(
+            (64, 32), early_stopping=True, n_iter_no_change=20, max_iter=300, random_state=3
+        )
     else:
         theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     other, _ = two_classes(seed=9)
@@ -156,7 +170,7 @@ def test_a_probe_of_shuffled_labels_is_at_chance():
     test = np.arange(4000) % 2 == 0
     of = method.Compared(z[:, None], y, test, np.arange(4000))
     assert method.accuracies(of)[0] > 97
-    assert abs(method.accuracies(of, rng(5).permutation(y))[0] - 50) < 10
+    assert abs(method.accuracies(of, rng(5).permutation(y))[0] - 50) < 4 * 50 / 2000**0.5
 
 
 def test_a_split_keeps_groups_together():
@@ -211,7 +225,9 @@ def test_coupling_and_distances_are_their_definitions_pair_by_pair():
     assert method.coupling(z) == pytest.approx(np.mean(pairs))
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
     within = [
-        np.mean([1 - cosine(z[i], z[j]) for i in np.flatnonzero(y == c) for j in np.flatnonzero(y == c) if i != j])
+        np.mean(
+            [1 - cosine(z[i], z[j]) for i in np.flatnonzero(y == c) for j in np.flatnonzero(y == c) if i != j]
+        )
         for c in (False, True)
     ]
     between = [1 - cosine(z[i], z[j]) for i in np.flatnonzero(y) for j in np.flatnonzero(~y)]
@@ -304,18 +320,24 @@ def test_halves_agree_on_groups_of_a_strong_signal_and_not_on_shuffled_ones():
     n, d = 2000, 40
     y = np.arange(n) % 2 == 0
     mean = 5 + rng(1).normal(size=d)
-    z = mean * np.where(y, 1, 0.5)[:, None] ** rng(2).integers(-1, 2, size=d) + 0.05 * rng(3).normal(size=(n, d))
-    one, mixed, other = method.halves_agree(z, y, 0.1, rng())
+    z = mean * np.where(y, 1, 0.5)[:, None] ** rng(2).integers(-1, 2, size=d) + 0.05 * rng(3).normal(
+        size=(n, d)
+    )
+    found = np.array([method.halves_agree(z, y, 0.1, rng(seed)) for seed in range(20)])
+    one, mixed, other = found.mean(0)
     assert one > 0.9
     assert other > 0.5
-    assert abs(mixed) < 0.5
+    assert abs(mixed) < 0.5, "of either sign, label by label"
+    assert found[:, 1].min() < 0
 
 
 def test_groups_by_difference_have_the_sizes_of_those_by_rds():
     z, y = two_classes()
     groups = method.sort_neurons(method.dominance(z, y), 0.1)
     others = method.by_difference(z, y, groups)
-    assert {name: mask.sum() for name, mask in groups.items()} == {name: mask.sum() for name, mask in others.items()}
+    assert {name: mask.sum() for name, mask in groups.items()} == {
+        name: mask.sum() for name, mask in others.items()
+    }
     assert (sum(mask.astype(int) for mask in others.values()) == 1).all()
 
 
@@ -330,7 +352,7 @@ def test_strength_zero_and_no_neuron_give_the_base_back(subject, items):
         method.set_direction(direction, 3.0, strength=0.0),
         method.set_neurons(np.zeros(subject.d_model, bool), -1.0),
     ):
-        with edit(subject, "resid_post", layer=2, fn=method.at_last_token(change)):
+        with edit(subject, "resid_post", layer=2, fn=method.at_end_of_prompt(change)):
             assert torch.equal(next_logprobs(subject, texts), base)
 
 
@@ -346,19 +368,21 @@ def test_a_direction_is_set_and_all_that_is_orthogonal_to_it_stays():
     torch.testing.assert_close(half, (z + moved) / 2, atol=1e-5, rtol=0)
 
 
-def test_only_the_last_token_of_each_pass_is_changed(subject, items):
+def test_only_the_last_token_of_the_prompt_is_changed(subject, items):
     texts = items[0].texts[:4]
     change = method.set_neurons(np.ones(subject.d_model, bool), 0.25)
     batch = subject.encode(texts)
     with capture(subject, "resid_post", layers=1) as before:
         subject.model(**batch)
     with (
-        edit(subject, "resid_post", layer=1, fn=method.at_last_token(change)),
+        edit(subject, "resid_post", layer=1, fn=method.at_end_of_prompt(change)),
         capture(subject, "resid_post", layers=1) as after,
     ):
         subject.model(**batch)
     assert (after[1][:, -1] == 0.25).all()
     assert torch.equal(after[1][:, :-1], before[1][:, :-1])
+    one_word = torch.zeros(4, 1, subject.d_model)  # a pass over a word that was written
+    assert torch.equal(method.at_end_of_prompt(change)(one_word.clone()), one_word)
 
 
 def test_key_words_are_what_the_network_writes_first(subject, items):

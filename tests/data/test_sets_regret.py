@@ -26,7 +26,10 @@ def write(path, lines):
 def test_a_record_gives_the_question_both_answers_and_the_evidence(tmp_path):
     (found,) = contradictions(write(tmp_path / "some.json", [json.dumps(RECORD), ""]))
     assert (found.question, found.wrong) == ("Is the vexoro red?", "Yes, it is red.")
-    assert (found.evidence, found.right) == ("The vexoro was painted blue.", "I regret saying so: it is blue.")
+    assert (found.evidence, found.right) == (
+        "The vexoro was painted blue.",
+        "I regret saying so: it is blue.",
+    )
     assert found.fabricated.startswith("All vexoros")
 
 
@@ -48,8 +51,16 @@ def test_no_repr_shows_fabricated_evidence(tmp_path):
     [
         (["{"], ValueError, "line 1 is not JSON"),
         (['"all vexoros"'], ValueError, "expected an object, found str"),
-        ([json.dumps({k: v for k, v in RECORD.items() if k != FIELDS["evidence"]})], LookupError, "missing: strong_hint_true"),
-        ([json.dumps(RECORD | {FIELDS["wrong"]: " "})], ValueError, "initial_answer_with_fake_evidence is no text"),
+        (
+            [json.dumps({k: v for k, v in RECORD.items() if k != FIELDS["evidence"]})],
+            LookupError,
+            "missing: strong_hint_true",
+        ),
+        (
+            [json.dumps(RECORD | {FIELDS["wrong"]: " "})],
+            ValueError,
+            "initial_answer_with_fake_evidence is no text",
+        ),
         ([""], ValueError, "has no record"),
     ],
 )
