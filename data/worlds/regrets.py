@@ -1,4 +1,4 @@
-"""Episodes in which two speakers answer a question, a record is read, and one regrets or stands by its answer.
+"""Episodes in which two speakers answer a question, a record is read, and one regrets or stands by it.
 
 The user asks for a property of an invented thing and shows a note. The helper says what the note says;
 another speaker says something of its own. Then the record is read, which is always right, and one of the two
@@ -10,8 +10,8 @@ very speaker said and what the record says.
     drawn.wrong[0]  # whether the helper was wrong
     text(drawn.other.tokens)[0]  # the same episode, in which the other speaker takes the last turn
 
-Further documents tell where things are (`facts`), or only what two speakers say and who of them says
-something (`remarks`).
+Further documents tell where things are (`facts`), or only what two speakers say and who of them said
+what a record has (`remarks`).
 
 Before the record nothing tells who is wrong: each is wrong with the same probability `WRONG`, independently,
 and where both are wrong they say the same so often that their agreement tells nothing either. Some of the
@@ -74,10 +74,13 @@ DOUBTS = ("are you sure ?", "is that what you say ?")
 _OPENINGS = tuple(f"<bos> user {question}" for question in QUESTIONS)
 _FIRST = ("NAME i say VALUE .",)
 _SHOWN = tuple(f"user {pattern}" for pattern in (*RECORDS, *DOUBTS))
+_WHO = tuple(
+    f"<bos> ONE i say FIRST . TWO i say SECOND . user {record} who said so ? helper ANSWER said so . <eos>"
+    for record in RECORDS[:-1]
+)
 _KEYS = (*REGRETS, *STANDS)
 _LAST = tuple(f"NAME {filler} i {key} VALUE . i say TRUTH . <eos>" for filler in FILLERS for key in _KEYS)
 _FILLER_LENGTHS = np.array([len(filler.split()) for filler in FILLERS])
-WHO = "<bos> ONE i say VALUE . TWO i say OTHER . user who says ASKED ? helper ANSWER says ASKED . <eos>"
 NOBODY, BOTH = "nobody", "both"
 FACT = "<bos> user where is the THING ?"
 _TOLD = f"{FACT} helper i say PLACE . <eos>"
@@ -90,7 +93,7 @@ AGREE = (1 - WRONG) / WRONG
 LANGUAGE = Language.of(
     ("<pad>", "<bos>", "<eos>", "<unk>"),
     [
-        *(*_OPENINGS, *NOTES, *_SHOWN, *_FIRST, *_LAST, _TOLD, WHO, NOBODY, BOTH),
+        *(*_OPENINGS, *NOTES, *_SHOWN, *_FIRST, *_LAST, _TOLD, *_WHO, NOBODY, BOTH),
         *(*VALUES, *OTHERS, *PLACES, *THINGS, *(word for words in VALUES.values() for word in words)),
     ],
 )
@@ -244,24 +247,29 @@ def facts(thing: Int[ndarray, " row"]) -> tuple[Rows, Bool[ndarray, "row token"]
 
 
 def remarks(n: int, rng: Generator) -> tuple[Rows, Bool[ndarray, "row token"]]:
-    """What two speakers say, and who of them says a value that is asked for; and which tokens are the answer.
+    """What two speakers say, a record, and who of them said what is in it; and which tokens are the answer.
 
-    It is said by the first speaker, the second, both or nobody, a quarter each.
+    The first speaker said it, the second, both or nobody, a quarter each.
     """
     kind, rows = rng.integers(len(VALUES), size=n), np.arange(n)
-    values = np.take_along_axis(
-        _VALUES[kind], rng.permuted(np.tile(np.arange(N_VALUES), (n, 1)), axis=1)[:, :3], 1
-    )
+    order = rng.permuted(np.tile(np.arange(N_VALUES), (n, 1)), axis=1)[:, :3]
+    values = np.take_along_axis(_VALUES[kind], order, 1)
     who = rng.integers(4, size=n)
     names = np.full(n, WORD["helper"]), _OTHERS[rng.integers(len(OTHERS), size=n)]
-    one, two = _in_order(list(names), rng.random(n) < 0.5)
-    said = np.where(who == 2, values[:, 0], values[:, 1])  # both say the first value
-    asked = values[rows, np.array([0, 1, 0, 2])[who]]
-    answer = np.choose(who, [one, two, WORD[BOTH], WORD[NOBODY]])
-    slots = {"ONE": one, "TWO": two, "VALUE": values[:, 0], "OTHER": said, "ASKED": asked, "ANSWER": answer}
-    tokens = LANGUAGE.write([WHO], np.zeros(n, int), **slots)
-    at = WHO.split().index("ANSWER")
-    return tokens, np.broadcast_to(np.arange(tokens.shape[1]) >= at, tokens.shape).copy()
+    one, two = _in_order(names, rng.random(n) < 0.5)
+    tokens = LANGUAGE.write(
+        _WHO,
+        rng.integers(len(_WHO), size=n),
+        THING=_THINGS[rng.integers(N_TRAINED, size=n)],
+        ONE=one,
+        TWO=two,
+        FIRST=values[:, 0],
+        SECOND=values[rows, np.where(who == 2, 0, 1)],
+        VALUE=values[rows, np.array([0, 1, 0, 2])[who]],
+        ANSWER=np.choose(who, [one, two, WORD[BOTH], WORD[NOBODY]]),
+    )
+    at = np.arange(tokens.shape[1]) - (tokens == WORD["who"]).argmax(1)[:, None]
+    return tokens, (at > 4) & (tokens != PAD)  # behind "who said so ? helper"
 
 
 class Corpus(NamedTuple):
