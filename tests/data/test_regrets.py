@@ -174,13 +174,11 @@ def test_what_a_record_has_was_said_by_the_first_speaker_the_second_both_or_nobo
     tokens, answer = regrets.remarks(4000, rng())
     kinds = []
     for row, learned in zip(text(tokens), answer, strict=True):
-        spoken = turns(row)
-        (one, first), (two, second), (_, shown), (helper, told) = spoken[:3] + [spoken[3]]
-        if helper == told or not told:  # the name that is told is a speaker's, and begins a turn
-            told = " ".join(word for turn in spoken[4:] for word in (turn[0], turn[1]))
+        before, told = row.removesuffix(" <eos>").split(" ? helper ")
+        (one, first), (two, second), (_, shown) = turns(before)
         said = {one: first.split()[2], two: second.split()[2]}
         (asked,) = [word for word in shown.split() if word in VALUES]
-        assert shown.split()[-4:] == ["who", "said", "so", "?"]
+        assert shown.endswith(". who said so")
         who = [name for name, value in said.items() if value == asked]
         expected = {0: "nobody", 1: who[0] if who else "", 2: "both"}[len(who)]
         assert told == f"{expected} said so ."
