@@ -28,9 +28,9 @@ from lib.stats import Estimate, bootstrap, wilson
 BASE = "discretion-lm"
 SEEDS = 5
 WIDTH = 64
-SHARES: dict[Kind, float] = {"privacy": 0.35, "fairness": 0.25, "town": 0.2, "colour": 0.2}
+SHARES: dict[Kind, float] = {"privacy": 0.4, "fairness": 0.2, "town": 0.2, "colour": 0.2}
 """Of the questions. There are more private facts than others to be learned."""
-BATCH = 64
+BATCH = 32
 N_MEASURED = 512
 """Questions of each kind and split."""
 LATE_STEPS, LATE_LR = 60, 5e-4
