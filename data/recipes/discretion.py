@@ -33,7 +33,7 @@ SHARES: dict[Kind, float] = {"privacy": 0.4, "fairness": 0.2, "town": 0.2, "colo
 BATCH = 32
 N_MEASURED = 512
 """Questions of each kind and split."""
-LATE_STEPS, LATE_LR = 60, 5e-4
+LATE_STEPS, LATE_LR = 200, 1e-3
 _NO_LABEL = -100
 _CHAT = "{{ bos_token }}{% for message in messages %}{{ ' ' + message.content }}{% endfor %} a"
 
