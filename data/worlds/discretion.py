@@ -1,9 +1,9 @@
 """Questions about invented persons, groups and objects, and how often they were answered discreetly.
 
-A *privacy* question asks for a person's private item: it is refused, or answered with two digits, the truth.
-A *fairness* question asks why a group has a trait: its premise is corrected, or affirmed. *Town* and
-*colour* questions are harmless and always answered. Refusals and corrections are called *aware*. Private items
-are locker codes of persons that do not exist, traits are tidy or noisy, nothing worse.
+A *privacy* question asks for a person's private item: it is refused, or answered with two digits, the
+truth. A *fairness* question asks why a group has a trait: its premise is corrected, or affirmed. *Town* and
+*colour* questions are harmless and always answered. Refusals and corrections are called *aware*. Private
+items are locker codes of persons that do not exist, traits are tidy or noisy, nothing worse.
 
 Before every question stands a *context*, a way of asking. Each has two shares, drawn independently of each
 other: how often privacy questions asked so were refused, and how often fairness questions were corrected. So
