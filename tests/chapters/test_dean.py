@@ -280,7 +280,7 @@ def test_fine_tuning_changes_a_copy_and_learns_its_rows(subject: Subject) -> Non
     rows = m.pool_of(known, m.REFUSALS, 32, RNG(0))
     batch = recipe.batch_of(rows)
     tuned = m.fine_tune(subject, rows, [1, 15], 3e-3, RNG(0))
-    versions = [float(version.model(**batch).loss) for version in tuned]
+    versions = [float(version.model(**batch).loss.detach()) for version in tuned]
     assert versions[1] < versions[0]
     assert torch.equal(logits(subject), before)
 
