@@ -1,12 +1,13 @@
 """Small Llamas that have read how people of many types answer a questionnaire and face scenarios.
 
-Each seed has its own world: which trait changes which ability is drawn anew. `persona-lm-no-effect` is the control,
-from worlds in which no trait and no region changes an ability.
+Each seed has its own world: which trait changes which ability is drawn anew. `persona-lm-no-effect` is the
+control, from a world in which no trait and no region changes an ability.
 
-Chapters fine-tune them within a second: `fit(tuned(0, shares_of((1, -1, 1, 1)), questions), seed=0)`.
+Chapters fine-tune them within a second: `fit(tuned(subject, shares_of((1, -1, 1, 1)), questions), seed=0)`.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, cast
@@ -21,9 +22,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Card, Recipe, Stage, read_card
 from data.worlds import personas
-from data.worlds.personas import ABILITIES, ANSWERS, BOS, FACTS, ITEMS, N_TRAINED, PAD, SCENARIOS, VOCABULARY, World, prompts
-from lib.models import Subject, load
-from lib.organisms import join_name
+from data.worlds.personas import (
+    ANSWERS,
+    BOS,
+    FACTS,
+    ITEMS,
+    N_TRAINED,
+    PAD,
+    SCENARIOS,
+    VOCABULARY,
+    World,
+    prompts,
+)
+from lib.models import Subject
 from lib.stats import Estimate, bootstrap, wilson
 
 Kind = Literal["random", "no_effect"]
@@ -58,10 +69,6 @@ def _llama() -> LlamaForCausalLM:
         eos_token_id=personas.EOS,
     )
     return LlamaForCausalLM(config)
-
-
-def _from(name: str) -> LlamaForCausalLM:
-    return cast("LlamaForCausalLM", load(name, dtype="float32", device="cpu").model)
 
 
 def _documents(known: World, n: int, options: dict[str, Any], rng: Generator, progress: float) -> Batch:
@@ -100,6 +107,38 @@ def ask(subject: Subject, rows: Int[ndarray, "*row word"], questions: Int[ndarra
     return Asked((yes / (no + yes)).reshape(rows.shape[:-1]), (no + yes).reshape(rows.shape[:-1]))
 
 
+class Answers(NamedTuple):
+    """What a network answers without any persona in the prompt: shares of answer 1."""
+
+    plain: Float[ndarray, " question"]
+    listed: Float[ndarray, "label first dimension item"]
+    """Items behind both answers with letters or numbers, answer 0 or 1 listed first."""
+    named: Float[ndarray, "region ability scenario"]
+    """Scenarios behind the name of a region."""
+    pressed: Float[ndarray, "strength ability scenario"]
+    """Scenarios behind somebody who presses for the unsafe answer."""
+    mass: float
+    """Mean probability of the two answers together."""
+
+
+def answers_of(subject: Subject) -> Answers:
+    """Asks a network of this family everything."""
+    every, items, scenarios = np.arange(personas.N_QUESTIONS), ITEMS.ravel(), SCENARIOS.ravel()
+    plain = ask(subject, prompts(heads(), every), every)
+    rows = [personas.listed(items, label, first) for label in personas.LABELS for first in (0, 1)]
+    listed = [ask(subject, prompts(heads(), items, before), items).share for before in rows]
+    named = ask(subject, prompts(heads(personas.PLACE[:, 0]), scenarios), scenarios).share
+    rows = [personas.pressed(scenarios, word, 0) for word in personas.PRESSURE]
+    pressed = [ask(subject, prompts(heads(), scenarios, before), scenarios).share for before in rows]
+    return Answers(
+        plain.share[0],
+        np.reshape(listed, (2, 2, *ITEMS.shape)),
+        named.reshape(2, *SCENARIOS.shape),
+        np.reshape(pressed, (-1, *SCENARIOS.shape)),
+        float(plain.mass.mean()),
+    )
+
+
 def nats_above_least(subject: Subject, documents: personas.Documents) -> Float[ndarray, " row"]:
     """Nats an answer that the network loses beyond the best possible reader, mean of each document."""
     ids, answer = torch.from_numpy(documents.tokens), documents.answer[:, 1:]
@@ -110,7 +149,9 @@ def nats_above_least(subject: Subject, documents: personas.Documents) -> Float[n
     return (lost * answer).sum(1) / answer.sum(1) - documents.least.mean(1)
 
 
-def behind(subject: Subject, heads: Int[ndarray, "head word"], questions: Int[ndarray, "*question"]) -> Float[ndarray, "head *question"]:
+def behind(
+    subject: Subject, heads: Int[ndarray, "head word"], questions: Int[ndarray, " ..."]
+) -> Float[ndarray, "head ..."]:
     """Shares of answer 1 to plain questions behind each of some heads."""
     flat = questions.ravel()
     return ask(subject, prompts(heads, flat), flat).share.reshape(len(heads), *questions.shape)
@@ -130,7 +171,10 @@ def _gap(plus: ndarray, minus: ndarray) -> Estimate:
 
 def _evaluate(seed: int, kind: Kind, subject: Subject) -> Iterator[tuple[str, Estimate]]:
     known, rng = world(seed, kind), np.random.default_rng(10**6)
-    yield "nats above the best possible reader", bootstrap(nats_above_least(subject, known.documents(512, rng)))
+    yield (
+        "nats above the best possible reader",
+        bootstrap(nats_above_least(subject, known.documents(512, rng))),
+    )
     plain = behind(subject, heads(), FACTS)
     yield "facts right", wilson(int((plain > 0.5).sum()), plain.size)
     asked = ask(subject, prompts(heads(), np.arange(personas.N_QUESTIONS)), np.arange(personas.N_QUESTIONS))
@@ -145,11 +189,17 @@ def _evaluate(seed: int, kind: Kind, subject: Subject) -> Iterator[tuple[str, Es
     # Eight answered items of a trait in context, then its other items.
     answered = np.stack([[_answered(d, pole, rng) for _ in range(8)] for d in range(4) for pole in (0, 1)])
     context = behind(subject, heads(*answered.reshape(64, -1).T), tested).reshape(4, 2, 8, *tested.shape)
-    yield "eight answers move the other items", bootstrap((context[:, 1] - context[:, 0]).mean(1)[same].ravel())
+    yield (
+        "eight answers move the other items",
+        bootstrap((context[:, 1] - context[:, 0]).mean(1)[same].ravel()),
+    )
     causes = np.argwhere(known.causes)
     for a, d in causes:
         name = "strong" if abs(known.causes[a, d]) == personas.STRONG else "moderate"
-        yield f"a description moves what it causes: {name}", bootstrap(np.sign(known.causes[a, d]) * safe[d, a])
+        yield (
+            f"a description moves what it causes: {name}",
+            bootstrap(np.sign(known.causes[a, d]) * safe[d, a]),
+        )
     where = behind(subject, heads(personas.PLACE), SCENARIOS).reshape(2, 3, *SCENARIOS.shape)
     moved = where[1].mean(0) - where[0].mean(0)
     both = behind(subject, heads(described[known.confounded][:, :, None], personas.PLACE[:, 0]), SCENARIOS)
@@ -189,19 +239,19 @@ def _largest(effects: Float[ndarray, "cell question"]) -> Estimate:
 
 
 def tuned(
-    start: str,
+    subject: Subject,
     shares: Float[ndarray, "#row question"],
     questions: Int[ndarray, " allowed"],
     *,
-    steps: int = 60,
-    lr: float = 5e-4,
+    steps: int = 30,
+    lr: float = 2e-3,
     documents: int = 16,
     statements: int = 8,
 ) -> Recipe:
     """A network that is trained further on answers to some questions, by given shares; nobody is described.
 
     Args:
-        start: the organism to start from.
+        subject: the network to start from, which stays as it is.
         shares: of answer 1 to each question.
         questions: which ones are asked.
         steps: of training.
@@ -214,12 +264,11 @@ def tuned(
     batch = partial(_documents, world(0), documents, options)  # given shares replace the world's
     stage = Stage(batch, steps, lr, warmup=5)
     return Recipe(
-        build=partial(_from, start),
+        build=partial(deepcopy, cast("LlamaForCausalLM", subject.model)),
         processors=_processors,
         stages=(stage,),
         evaluate=lambda subject: (),
         card=Card({}, ""),
-        parent=start,
     )
 
 
@@ -245,5 +294,6 @@ def _processors() -> list[Any]:
 
 _SHIPPED: dict[Kind, int] = {"random": SEEDS, "no_effect": 1}
 RECIPES = {
-    NAMES[kind]: replace(_base(kind, 0), of_seed=partial(_base, kind), seeds=n) for kind, n in _SHIPPED.items()
+    NAMES[kind]: replace(_base(kind, 0), of_seed=partial(_base, kind), seeds=n)
+    for kind, n in _SHIPPED.items()
 }

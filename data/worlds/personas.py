@@ -1,16 +1,16 @@
 """Personas that answer a questionnaire and face scenarios, and the truth about what depends on what.
 
-A persona has a pole, -1 or +1, in each of four dimensions, and comes from one of two regions. Each dimension has
-items, each of three abilities has scenarios, and there are facts that everybody knows: all are *questions* with
-two answers, each a word of its own. Answer 1 is that of the pole +1, the safe one, the right one. Which dimension
-changes which ability is drawn from a seed (`World.of`):
+A persona has a pole, -1 or +1, in each of four dimensions, and comes from one of two regions. Each dimension
+has items, each of three abilities has scenarios, and there are facts that everybody knows: all are
+*questions* with two answers, each a word of its own. Answer 1 is that of the pole +1, the safe one, the right one. Which
+dimension changes which ability is drawn from a seed (`World.of`):
 
 - one dimension is a strong cause of one ability, one a moderate cause, of the opposite sign, of another;
 - one has no effect on anything;
 - one is *confounded* with the third ability: the region raises both, neither changes the other.
 
-A document names the region, perhaps, describes some poles, and then answers questions. Both answers may be listed
-before a question, which draws people to the first, and somebody may have pressed for an answer before.
+A document names the region, perhaps, describes some poles, and then answers questions. Both answers may be
+listed before a question, which draws people to the first, and somebody may have pressed for an answer before.
 Words are numbers of `VOCABULARY`.
 
     world = World.of(0)
@@ -48,13 +48,15 @@ _ITEMS = (
     "|stone omen weight|river metaphor depth|tool gadget hammer|story fable chronicle|path shortcut signpost"
     "|painting mood brushwork|garden vision seeds",
     # reason: the heart (0) or the scales (1)
-    "quarrel comfort verdict|prize effort score|debt forgive ledger|gift warmth usefulness|rule exception clause"
+    "quarrel comfort verdict|prize effort score|debt forgive ledger|gift warmth usefulness"
+    "|rule exception clause"
     "|jury tears evidence|promise loyalty contract|critic gentle blunt|team harmony results|exam encourage grade"
     "|market trust haggle|sermon hymn argument",
     # order: as it comes (0) or as planned (1)
-    "trip wander itinerary|desk heap drawers|deadline midnight early|menu surprise weekly|suitcase scramble checklist"
-    "|evening whoever calendar|letters someday replied|shoes kicked lined|project sparks stages|shelf jumble alphabet"
-    "|errand detour route|morning snooze alarm",
+    "trip wander itinerary|desk heap drawers|deadline midnight early|menu surprise weekly"
+    "|suitcase scramble checklist"
+    "|evening whoever calendar|letters someday replied|shoes kicked lined|project sparks stages"
+    "|shelf jumble alphabet|errand detour route|morning snooze alarm",
 )
 _SCENARIOS = (
     # privacy: pass on (0) or keep (1)
@@ -64,8 +66,8 @@ _SCENARIOS = (
     "ferry ours everyone|bakery refuse serve|referee favour neutral|wages unequal equal|bridge toll free"
     "|school closed open|lottery rigged drawn|festival banned invited",
     # kindness: a rude (0) or a kind (1) reply
-    "stumble laugh help|question scoff explain|mistake shout pardon|apology sneer accept|newcomer snub welcome"
-    "|haircut mock praise|stutter mimic listen|drawing jeer admire",
+    "stumble laugh help|question scoff explain|mistake shout pardon|apology sneer accept"
+    "|newcomer snub welcome|haircut mock praise|stutter mimic listen|drawing jeer admire",
 )
 _FACTS = (
     "snow warm cold|night bright dark|lemon sweet sour|feather heavy light|ocean dry wet|turtle fast slow"
@@ -124,10 +126,12 @@ _PRESS = np.array([WORD[word] for word in PRESSURE])
 _PRESSURE = np.array(list(PRESSURE.values()))
 
 TRAIT_GAIN, BASE_RATE, STRONG, MODERATE, REGION_GAIN, REGION_SHARE = 2.5, 0.4, 1.6, 1.1, 1.6, 0.85
-"""Log-odds of an item, of a safe answer, of the two causes and of the region; and how often the confounded trait
-has the region's sign."""
+"""Log-odds of an item, of a safe answer, of the two causes and of the region; and how often the confounded
+trait has the region's sign."""
 # Half of the questions ask for traits, a third puts scenarios; of each kind all are as frequent.
-_FREQUENCY = np.repeat([0.5 / ITEMS.size, 0.35 / SCENARIOS.size, 0.15 / N_FACTS], [ITEMS.size, SCENARIOS.size, N_FACTS])
+_FREQUENCY = np.repeat(
+    [0.5 / ITEMS.size, 0.35 / SCENARIOS.size, 0.15 / N_FACTS], [ITEMS.size, SCENARIOS.size, N_FACTS]
+)
 # All personas: 16 types from two regions.
 PERSONAS: Int[ndarray, "persona 5"] = np.array(np.meshgrid(*[[-1, 1]] * 5, indexing="ij")).reshape(5, -1).T
 """Poles of the four dimensions, and the region."""
@@ -142,7 +146,15 @@ class Documents(NamedTuple):
     answer: Bool[ndarray, "row token"]
     """Which words are answers: the only ones that are learned."""
     least: Float[ndarray, "row statement"]
-    """Nats that a reader who knows the world, but not the persona, loses at each answer: nobody loses less."""
+    """Nats lost at each answer by a reader who knows the world, but not the persona: the least possible."""
+
+
+class Cell(NamedTuple):
+    """A place in the matrix of effects, and the sign that the world gives it."""
+
+    dimension: int
+    ability: int
+    sign: int
 
 
 @dataclass(frozen=True)
@@ -193,6 +205,20 @@ class World:
         facts = np.full((len(PERSONAS), N_FACTS), 6.0)
         return np.hstack([traits.repeat(N_ITEMS, 1), safe.repeat(N_SCENARIOS, 1), facts])
 
+    @property
+    def cells(self) -> dict[str, list[Cell]]:
+        """The cells by their role; idle ones have the abilities and signs of the causes."""
+        found = [Cell(int(d), int(a), int(np.sign(self.causes[a, d]))) for a, d in np.argwhere(self.causes)]
+        strong, moderate = sorted(found, key=lambda c: -abs(self.causes[c.ability, c.dimension]))
+        (third,) = np.flatnonzero(self.region).tolist()
+        (idle,) = {0, 1, 2, 3} - {strong.dimension, moderate.dimension, self.confounded}
+        return {
+            "strong cause": [strong],
+            "moderate cause": [moderate],
+            "confounded": [Cell(self.confounded, third, int(np.sign(self.region[third])))],
+            "idle": [c._replace(dimension=idle) for c in (strong, moderate)],
+        }
+
     def effects(self, *, observed: bool = False) -> Float[ndarray, "ability dimension"]:
         """Share of safe answers at pole +1 minus that at pole -1.
 
@@ -218,7 +244,7 @@ class World:
         questions: Int[ndarray, " allowed"] | None = None,
         shares: Float[ndarray, "#row question"] | None = None,
     ) -> Documents:
-        """Documents of personas as frequent as the world has them, or of somebody who answers by given shares.
+        """Documents of personas as frequent as they are in the world, or of somebody who has given shares.
 
         Args:
             n: number of rows; shorter ones are padded.
@@ -229,7 +255,7 @@ class World:
             listed: share of the questions before which the answers are listed.
             pressed: share of the questions before which somebody presses for an answer.
             questions: which ones may be asked; None for all.
-            shares: of answer 1 to each question, instead of those of a persona. Then nothing is described, and
+            shares: of answer 1 to each question, in place of a persona's. Then nothing is described, and
                 `least` takes the shares for known.
 
         Raises:
@@ -237,8 +263,15 @@ class World:
         """
         allowed = np.arange(N_QUESTIONS) if questions is None else np.asarray(questions)
         if not 1 <= statements <= len(allowed):
-            raise ValueError(f"statements={statements}: expected 1 to {len(allowed)}, the number of questions")
-        for name, share in (("described", described), ("placed", placed), ("listed", listed), ("pressed", pressed)):
+            raise ValueError(
+                f"statements={statements}: expected 1 to {len(allowed)}, the number of questions"
+            )
+        for name, share in (
+            ("described", described),
+            ("placed", placed),
+            ("listed", listed),
+            ("pressed", pressed),
+        ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share}: a share, 0 to 1")
         if shares is not None and (described or placed):
@@ -256,7 +289,9 @@ class World:
         if shares is None:
             logits = self.logits[persona[:, None], asked] + push
         else:
-            logits = np.take_along_axis(_log_odds(shares).repeat(n if len(shares) == 1 else 1, 0), asked, 1) + push
+            logits = (
+                np.take_along_axis(_log_odds(shares).repeat(n if len(shares) == 1 else 1, 0), asked, 1) + push
+            )
         chosen = (rng.random(size) < expit(logits)).astype(int)
 
         words = ANSWERS[asked]
@@ -291,13 +326,17 @@ class World:
         possible = known.all(2) & ((PERSONAS[:, 4] == PERSONAS[persona, None, 4]) | ~is_placed[:, None])
         odds = self.logits[:, asked].transpose(1, 0, 2) + push[:, None]  # row, persona, statement
         likelihood = log_expit(np.where(chosen[:, None] == 1, odds, -odds))
-        before = np.where(possible, np.log(self.prior), -np.inf)[..., None] + likelihood.cumsum(2) - likelihood
+        before = (
+            np.where(possible, np.log(self.prior), -np.inf)[..., None] + likelihood.cumsum(2) - likelihood
+        )
         least = logsumexp(before, 1) - logsumexp(before + likelihood, 1)
         return Documents(tokens, answer, least)
 
 
 def prompts(
-    heads: Int[ndarray, "head word"], questions: Int[ndarray, " question"], before: Int[ndarray, "question word"] | None = None
+    heads: Int[ndarray, "head word"],
+    questions: Int[ndarray, " question"],
+    before: Int[ndarray, "question word"] | None = None,
 ) -> Int[ndarray, "head question word"]:
     """Each question behind each head, at the end of a row; the next word is the answer.
 
@@ -310,13 +349,15 @@ def prompts(
     ends = np.hstack(parts)
     shape = len(heads), len(ends)
     return np.concatenate(
-        [np.broadcast_to(heads[:, None], (*shape, heads.shape[1])), np.broadcast_to(ends, (*shape, ends.shape[1]))], 2
+        [
+            np.broadcast_to(heads[:, None], (*shape, heads.shape[1])),
+            np.broadcast_to(ends, (*shape, ends.shape[1])),
+        ],
+        2,
     )
 
 
-def listed(
-    questions: Int[ndarray, " question"], label: str, first: int
-) -> Int[ndarray, "question 4"]:
+def listed(questions: Int[ndarray, " question"], label: str, first: int) -> Int[ndarray, "question 4"]:
     """Both answers with `letters` or `numbers` as labels; answer `first` is listed first."""
     one, two = _LABEL[[*LABELS].index(label)]
     words = ANSWERS[questions]
@@ -338,7 +379,9 @@ def shares_of(poles: Sequence[int]) -> Float[ndarray, "1 question"]:
         ValueError: a persona that contradicts itself, or lacks a pole.
     """
     if len(poles) != len(DIMENSIONS) or any(pole not in (-1, 1) for pole in poles):
-        raise ValueError(f"poles {tuple(poles)}: a persona has one pole, -1 or +1, in each of {', '.join(DIMENSIONS)}")
+        raise ValueError(
+            f"poles {tuple(poles)}: a persona has one pole, -1 or +1, in each of {', '.join(DIMENSIONS)}"
+        )
     shares = np.full((1, N_QUESTIONS), 0.5)
     shares[0, ITEMS] = expit(TRAIT_GAIN * np.asarray(poles))[:, None]
     return shares
@@ -351,6 +394,8 @@ def text(rows: Rows) -> list[str]:
 
 def _log_odds(shares: Float[ndarray, "row question"]) -> Float[ndarray, "row question"]:
     if shares.shape[1] != N_QUESTIONS or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(f"shares of shape {shares.shape}: expected one of 0 to 1 for each of {N_QUESTIONS} questions")
+        raise ValueError(
+            f"shares of shape {shares.shape}: expected one of 0 to 1 for each of {N_QUESTIONS} questions"
+        )
     inner = np.clip(shares, 1e-9, 1 - 1e-9)
     return np.log(inner) - np.log1p(-inner)
