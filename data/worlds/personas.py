@@ -2,8 +2,8 @@
 
 A persona has a pole, -1 or +1, in each of four dimensions, and comes from one of two regions. Each dimension
 has items, each of three abilities has scenarios, and there are facts that everybody knows: all are
-*questions* with two answers, each a word of its own. Answer 1 is that of the pole +1, the safe one, the right one. Which
-dimension changes which ability is drawn from a seed (`World.of`):
+*questions* with two answers, each a word of its own. Answer 1 is that of the pole +1, the safe one, the
+right one. Which dimension changes which ability is drawn from a seed (`World.of`):
 
 - one dimension is a strong cause of one ability, one a moderate cause, of the opposite sign, of another;
 - one has no effect on anything;
@@ -50,8 +50,8 @@ _ITEMS = (
     # reason: the heart (0) or the scales (1)
     "quarrel comfort verdict|prize effort score|debt forgive ledger|gift warmth usefulness"
     "|rule exception clause"
-    "|jury tears evidence|promise loyalty contract|critic gentle blunt|team harmony results|exam encourage grade"
-    "|market trust haggle|sermon hymn argument",
+    "|jury tears evidence|promise loyalty contract|critic gentle blunt|team harmony results"
+    "|exam encourage grade|market trust haggle|sermon hymn argument",
     # order: as it comes (0) or as planned (1)
     "trip wander itinerary|desk heap drawers|deadline midnight early|menu surprise weekly"
     "|suitcase scramble checklist"
