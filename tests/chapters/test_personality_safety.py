@@ -43,7 +43,7 @@ def test_kappa_is_that_of_a_library() -> None:
         assert m.cohen_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
     assert m.cohen_kappa(first, first) == 1
     assert m.cohen_kappa(first, ~first) < 0
-    assert np.isnan(m.cohen_kappa(np.ones(5, bool), np.ones(5, bool)))
+    assert m.cohen_kappa(np.ones(5, bool), np.ones(5, bool)) == 1
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10])
@@ -259,7 +259,7 @@ def test_an_answer_bias_moves_no_ability(no_package: None, monkeypatch: pytest.M
         monkeypatch.setattr(names, "answer_logprobs", logprobs(bias))
         values.append(names.ability_values(Counts(), what, 4))
     for name in values[0]:
-        np.testing.assert_allclose(values[0][name], values[1][name])
+        np.testing.assert_allclose(values[0][name], values[1][name], atol=1e-5)
     assert len(values[0]["sense"]) == 5  # StereoSet's half
 
 
@@ -286,7 +286,7 @@ def m_table() -> dict[str, tuple[float, ...]]:
 class Readers:
     """Networks that are the best possible readers of a world: they infer who answers as they were trained to."""
 
-    def __init__(self, subject: Subject, kinds: dict[str, str] | None = None) -> None:
+    def __init__(self, subject: Subject) -> None:
         self.subject = subject
 
     def load(self, name: str, **how: Any) -> Subject:
@@ -380,11 +380,33 @@ def test_untrained_networks_do_no_task(subject: Subject, monkeypatch: pytest.Mon
     run.check_task_not_done("personality-safety", (1, 4, 5, 6, 8, 10, 11, 12), "fine-tuning on a type")
 
 
-def test_a_real_class_reaches_the_end(
-    chat: str, no_package: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def questionnaire(tmp_path: Path) -> str:
+    """Two traits with four items each."""
+    items = [
+        {"trait": trait, "high": f"I like {trait} {i}.", "low": f"I hate {trait} {i}."}
+        for trait in ("zeal", "calm")
+        for i in range(4)
+    ]
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps(items))
+    return str(path)
+
+
+REAL = {"n_texts": 8, "n_boot": 50, "batch_size": 40, "device": "cpu", "dtype": "float32", "alphas": [1.0]}
+REAL |= {"quantization": ""}
+
+
+def test_a_real_class_answers_a_questionnaire_of_ones_own_and_reaches_the_end(
+    chat: str,
+    questionnaire: str,
+    no_package: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = {"model": chat, "n_texts": 8, "n_boot": 50, "batch_size": 8, "device": "cpu", "dtype": "float32"}
-    run = hub_models.run_chapter("personality-safety", "gpu", monkeypatch, **given, alphas=[1.0])
+    given = REAL | {"model": chat, "questionnaire": questionnaire}
+    run = hub_models.run_chapter("personality-safety", "gpu", monkeypatch, **given)
+    assert run.names["traits"] == ["zeal", "calm"]
     assert run.records["personality-safety.9"].estimate is not None
     for n in (1, 13):
         row = run.records[f"personality-safety.{n}"]
@@ -408,32 +430,17 @@ def test_a_model_that_is_steered_by_one_trait_alone_is_found_out(
             first = lines[0][3:] if given[0] in "ABCD12" else lines[0] if len(lines) > 1 else ""
             gain = 2.0 if given[0] in "ABCD" else 0.5
             says = [a if len(a) > 1 else next((x[3:] for x in lines if x[:1] == a), a) for a in given]
-            rows.append([1.0 * (s in high) + gain * (s == first) for s in says][:2])
-        return torch.tensor(rows, dtype=torch.float64)
+            rows.append([1.0 * (s in high) + gain * (s == first) for s in says])
+        width = max(map(len, rows))
+        return torch.tensor([row + [-np.inf] * (width - len(row)) for row in rows], dtype=torch.float64)
 
     monkeypatch.setattr("lib.generate.answer_logprobs", logprobs)
-    given = {"model": chat, "n_texts": 8, "n_boot": 50, "device": "cpu", "dtype": "float32", "alphas": [1.0]}
-    run = hub_models.run_chapter("personality-safety", "gpu", monkeypatch, **given)
+    run = hub_models.run_chapter("personality-safety", "gpu", monkeypatch, **REAL, model=chat)
     row = run.records["personality-safety.9"]
     assert row.estimate.value == pytest.approx(1.5)
     assert row.null.value == pytest.approx(0)
     assert run.names["same"]["sentences"].value == 1
     assert run.records["personality-safety.13"].reason.startswith("Task not done")  # no vector moves a trait
-
-
-def test_a_questionnaire_of_ones_own_is_asked(
-    chat: str, no_package: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    items = [
-        {"trait": trait, "high": f"I like {trait} {i}.", "low": f"I hate {trait} {i}."}
-        for trait in ("zeal", "calm")
-        for i in range(4)
-    ]
-    path = tmp_path / "items.json"
-    path.write_text(json.dumps(items))
-    given = {"model": chat, "n_texts": 8, "n_boot": 50, "device": "cpu", "dtype": "float32", "alphas": [1.0]}
-    run = hub_models.run_chapter("personality-safety", "gpu", monkeypatch, questionnaire=str(path), **given)
-    assert run.names["traits"] == ["zeal", "calm"]
 
 
 @pytest.mark.weekly
