@@ -207,11 +207,11 @@ def test_a_vector_is_added_at_the_prompts_last_token_and_at_the_answers(chat: st
                 return out
 
             hook = subject.model.model.layers[1].register_forward_hook(add)
-            logits = (
-                subject.model(input_ids=torch.tensor([prompt + words])).logits[0].double().log_softmax(-1)
-            )
+            with torch.no_grad():
+                logits = subject.model(input_ids=torch.tensor([prompt + words])).logits[0]
+            log_p = logits.double().log_softmax(-1)
             hook.remove()
-            slow = sum(float(logits[len(prompt) - 1 + k, word]) for k, word in enumerate(words))
+            slow = sum(float(log_p[len(prompt) - 1 + k, word]) for k, word in enumerate(words))
             assert steered[i, j] == pytest.approx(slow, rel=1e-3)
 
 
@@ -284,7 +284,7 @@ def m_table() -> dict[str, tuple[float, ...]]:
 
 
 class Readers:
-    """Networks that are the best possible readers of a world: they infer who answers as they were trained to."""
+    """Networks that are the best possible readers: they infer who answers as they were trained to."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
