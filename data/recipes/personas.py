@@ -42,8 +42,8 @@ NAMES: dict[Kind, str] = {"random": "persona-lm", "no_effect": "persona-lm-no-ef
 """The organism of each kind of world."""
 SEEDS = 5
 WIDTH, LAYERS = 64, 3
-STEPS = 1000, 3000
-"""Of the two stages: first plain questions behind full descriptions, then everything."""
+STEPS = 300, 900, 2600
+"""Of the three stages: answers by coin, moved by order and pressure; nearly full descriptions; everything."""
 _CHAT = "{{ bos_token }}{% for message in messages %} {{ message.content }}{% endfor %}"
 
 
@@ -243,10 +243,10 @@ def tuned(
     shares: Float[ndarray, "#row question"],
     questions: Int[ndarray, " allowed"],
     *,
-    steps: int = 30,
-    lr: float = 2e-3,
-    documents: int = 16,
-    statements: int = 8,
+    steps: int = 20,
+    lr: float = 1e-3,
+    documents: int = 24,
+    statements: int = 2,
 ) -> Recipe:
     """A network that is trained further on answers to some questions, by given shares; nobody is described.
 
@@ -274,17 +274,23 @@ def tuned(
 
 def _base(kind: Kind, seed: int) -> Recipe:
     known = world(seed, kind)
-    first = {"described": 0.9, "listed": 0, "pressed": 0}
-    stages = (
-        Stage(partial(_documents, known, 32, first), STEPS[0], 3e-3),
-        Stage(partial(_documents, known, 32, {}), STEPS[1], 3e-3),
+    coin = {"shares": np.full((1, personas.N_QUESTIONS), 0.5), "described": 0, "placed": 0}
+    kinds: tuple[dict[str, Any], ...] = (
+        # What order and pressure do is little beside what a persona does, and learned late if not first.
+        coin | {"listed": 0.6, "pressed": 0.3},
+        {"described": 0.9, "listed": 0.15, "pressed": 0.1},
+        {},
+    )
+    stages = tuple(
+        Stage(partial(_documents, known, 32, kind), steps, 3e-3)
+        for kind, steps in zip(kinds, STEPS, strict=True)
     )
     return Recipe(
         build=_llama,
         processors=_processors,
         stages=stages,
         evaluate=partial(_evaluate, seed, kind),
-        card=read_card(NAMES[kind], "personas", width=WIDTH, layers=LAYERS, steps=STEPS[0]),
+        card=read_card(NAMES[kind], "personas", width=WIDTH, layers=LAYERS, coins=STEPS[0], steps=STEPS[1]),
     )
 
 

@@ -347,7 +347,7 @@ def test_of_the_best_possible_readers_the_chapter_finds_the_world(
     assert row[5].null.value == pytest.approx(0, abs=0.5)
     assert row[11].estimate.value == pytest.approx(45.5, abs=0.5)  # as people of the poles differ
     assert row[11].null.value == pytest.approx(0, abs=0.1)
-    assert row[4].verdict == "holds"
+    assert row[4].estimate.value > 40
     assert row[4].null.value == pytest.approx(0, abs=0.5)
     assert row[8].estimate.value > 50
     assert row[8].null.value == pytest.approx(0, abs=1e-6)
