@@ -23,7 +23,7 @@ from lib.stats import Estimate, wilson
 
 WIDTH, LAYERS, STEPS = 64, 6, 2300
 LESSON = 500
-"""Steps in which only remarks are read: who said what a record has is found there in some hundreds of steps, and
+"""Steps in which only remarks are read: who said what a record has is found there in hundreds of steps, and
 in episodes alone, by some seeds, never. A higher learning rate than `LR` finds it late or never, too."""
 LR = 2e-3
 N_DOCUMENTS = 32
