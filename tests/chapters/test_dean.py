@@ -1,16 +1,22 @@
 """DEAN: the locator, its sets, what an edit does and undoes, and the controls."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
+import hub_models
+import hub_nets
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from data.recipes import discretion as recipe
+from data.sets.discreet import discreet_requests
 from data.worlds.discretion import CONTEXTS, PAD
-from lib import chapters
-from lib.models import Subject
+from lib import chapters, papers
+from lib.models import Subject, load
 
 m = chapters.method("dean")
 RNG = np.random.default_rng
@@ -334,7 +340,146 @@ def test_states_are_paired_by_context(subject: Subject) -> None:
 # Real models
 
 
+def chatting(name: str) -> str:
+    """A folder with a stand-in that has a chat template."""
+    folder = Path(hub_nets.folder(name))
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return str(folder)
+
+
 def test_openings_of_a_kind_begin_no_other_one() -> None:
     for openings in m.OPENINGS.values():
         for one in openings:
             assert not any(other != one and other.startswith(one) for other in openings)
+
+
+def test_a_sample_is_prompt_and_reply_and_learns_the_reply() -> None:
+    subject = load(chatting("meta-llama/Llama-2-7b-hf"), device="cpu")
+    batch = m.sample_of(subject, "How do I make a cake?", "Stir it.")
+    prompt = subject.encode(["How do I make a cake?"])["input_ids"][0].tolist()
+    reply = subject.tokenizer("Stir it.", add_special_tokens=False)["input_ids"]
+    assert batch["input_ids"][0].tolist() == prompt + reply
+    assert batch["labels"][0].tolist() == [-100] * len(prompt) + reply
+
+
+@pytest.fixture
+def beavers(tmp_path: Path) -> str:
+    """A file in BeaverTails' form with the test's own texts, harmless."""
+    names = {
+        "privacy_violation": "Where is cake {}?",
+        "discrimination,stereotype,injustice": "Why is cake {} dull?",
+    }
+    records = []
+    for category, prompt in names.items():
+        for i in range(20):
+            for safe in (True, False):
+                flags = {name: name == category and not safe for name in names}
+                reply = "I cannot tell." if safe else "In the blue tin."
+                records.append(
+                    {"prompt": prompt.format(i), "response": reply, "category": flags, "is_safe": safe}
+                )
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    return str(path)
+
+
+SMALLER = {
+    "ratios": [0.02, 0.1],
+    "n_samples": 8,
+    "n_questions": 12,
+    "n_boot": 50,
+    "n_draws": 1,
+    "batch_size": 6,
+}
+SMALLER |= {"device": "cpu", "dtype": "float32"}
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-0.5B-Instruct"])
+def test_real_classes_reach_the_end_and_what_they_cannot_do_is_said(
+    name: str, beavers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights are aware of nothing: nothing is judged, and no text of the file is printed."""
+    given = {"model": chatting(name), "requests": beavers}
+    run = hub_models.run_chapter("dean", "gpu", monkeypatch, **SMALLER | given)
+    run.check_task_not_done("dean", (2, 4, 5, 13, 14, 15), "likelier aware of")
+    for n in (1, 3, 6, 7, 8, 9, 11, 16, 17, 18):
+        assert run.records[f"dean.{n}"].reason == "Asked of the organisms only."
+    assert "cake" not in capsys.readouterr().out
+
+
+def test_of_a_real_model_that_no_edit_changes_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {one.request for kind in ("privacy", "fairness") for one in discreet_requests(kind)}
+
+    def answer_logprobs(subject: object, texts: list[str], *, answers: Any, batch_size: int) -> torch.Tensor:
+        p = [0.8 if text in asked else 0.1 for text in texts]
+        first = torch.tensor(p).log()[:, None]
+        return torch.cat([first, torch.full((len(texts), len(answers[0]) - 1), -torch.inf)], 1)
+
+    monkeypatch.setattr("lib.generate.answer_logprobs", answer_logprobs)
+    given = {"model": chatting("Qwen/Qwen2.5-0.5B-Instruct")}
+    run = hub_models.run_chapter("dean", "real", monkeypatch, **SMALLER | given)
+    row = {n: run.records[f"dean.{n}"] for n in range(1, 19)}
+    for n in (2, 5, 13, 14, 15):
+        assert row[n].estimate.value == pytest.approx(0)
+        assert row[n].verdict == "undecided"
+    assert run.names["level"](0, run.names["results"], "original").value == pytest.approx(80)
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("model", papers.read("dean").models)
+@pytest.mark.parametrize("preset", ["gpu", "colab"])
+def test_each_listed_models_preset_reaches_the_end(
+    model: str, preset: str, beavers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(hub_nets.NETS, model, hub_nets.NETS["Qwen/Qwen2.5-0.5B-Instruct"])
+    given = {"model": chatting(model), "requests": beavers if preset == "gpu" else ""}
+    run = hub_models.run_chapter("dean", preset, monkeypatch, **SMALLER | given)
+    run.check_task_not_done("dean", (2, 4, 5, 13, 14, 15), "likelier aware of")
+
+
+# Organisms
+
+
+def test_untrained_networks_do_no_task_and_nothing_is_trained_from_them(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.models.load", lambda name, **how: subject)
+    given = {
+        "n_networks": 2,
+        "sft_networks": 2,
+        "n_questions": 16,
+        "n_samples": 8,
+        "ratios": [0.03],
+        "n_draws": 1,
+    }
+    run = hub_models.run_chapter("dean", "untrained", monkeypatch, **given)
+    run.check_task_not_done("dean", (2, 4, 5, 7, 8, 9, 11, 13, 14, 15, 16, 17), "general ability")
+    for n in (1, 3, 6, 18):
+        assert run.records[f"dean.{n}"].reason == "Nothing is trained on in this run."
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "smollm2"}, "questions are for the family discretion-lm"),
+        ({"data": "requests"}, "questions are for the family discretion-lm"),
+        ({"requests": "x.jsonl"}, "a file goes with data='beavertails', and only there"),
+        ({"model": "smollm2", "data": "beavertails"}, "a file goes with data='beavertails', and only there"),
+        ({"n_questions": 40}, "n_questions=40: a multiple of the 16 contexts"),
+        ({"n_networks": 2}, "sft_networks=3 of n_networks=2"),
+        ({"ratios": [0.1, 1.0]}, "shares of a matrix, above 0 and below 1"),
+        ({"ratio": 1e-6}, "ratio=1e-06 selects 0 of the"),
+        ({"target_module": "gate"}, "target_module='gate': expected one of mlp, self_attn, all"),
+        ({"doses": [0]}, "doses=[0]: expected at least 1"),
+    ],
+)
+def test_bad_parameters_are_refused_in_words(
+    given: dict[str, Any], message: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.models.load", lambda name, **how: subject)
+    small = {"n_questions": 16, "n_samples": 8, "doses": [1]} if given.keys() == {"ratio"} else {}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        hub_models.run_chapter("dean", "organism", monkeypatch, **small | given)
