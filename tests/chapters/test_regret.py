@@ -89,16 +89,9 @@ def test_at_the_embeddings_matched_states_are_one_and_the_papers_are_told_by_the
     found = method.states(subject, ours, 100)
     assert np.ptp(found[method.HERE][:, 0], axis=0).max() == 0
     assert np.ptp(found[method.FIRST][:, 0], axis=0).max() > 0
-    study = method.Study(
-        subject,
-        ours,
-        ours.contradicted,
-        [],
-        found,
-        ours.contradicted,
-        found[method.HERE],
-        method.split(ours.group, rng()),
-    )
+    yes, held_out = ours.contradicted, method.split(ours.group, rng())
+    at_end = found[method.HERE]
+    study = method.Study(subject, ours, yes, [], found, yes, at_end, held_out, np.ones(len(yes), bool))
     assert method.accuracies(method.compared(study, "paper"))[0] == 100
     matched = method.compared(study, "matched")
     assert method.accuracies(matched)[0] == 50, "one state for both classes, as many of each"
