@@ -336,7 +336,7 @@ def test_of_the_best_possible_readers_the_chapter_finds_the_world(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ran(subject, monkeypatch, n_networks=3)
-    row = {n: run.records[f"personality-safety.{n}"] for n in range(1, 15)}
+    row = {n: run.records[f"personality-safety.{n}"] for n in range(1, 16)}
     causes = [
         100 * abs(World.of(k).effects()[c.ability, c.dimension])
         for k in range(3)
@@ -358,7 +358,7 @@ def test_of_the_best_possible_readers_the_chapter_finds_the_world(
     assert row[1].null.value == pytest.approx(0, abs=0.1)
     assert row[3].verdict == "undecided"
     assert row[14].verdict == "holds"
-    assert {n for n in row if row[n].estimate} == {1, 3, 4, 5, 6, 8, 10, 11, 12, 14}
+    assert {n for n in row if row[n].estimate} == {1, 3, 4, 5, 6, 8, 10, 11, 12, 14, 15}
 
 
 def test_in_a_world_without_effects_the_chapter_finds_none(
@@ -377,7 +377,7 @@ def test_untrained_networks_do_no_task(subject: Subject, monkeypatch: pytest.Mon
     monkeypatch.setattr("lib.models.load", lambda name, **how: subject)
     given = {"n_networks": 2, "ft_steps": 1, "n_boot": 50, "alphas": [1.0]}
     run = hub_models.run_chapter("personality-safety", "untrained", monkeypatch, **given)
-    run.check_task_not_done("personality-safety", (1, 4, 5, 6, 8, 10, 11, 12), "fine-tuning on a type")
+    run.check_task_not_done("personality-safety", (1, 4, 5, 6, 8, 10, 11, 12, 15), "fine-tuning on a type")
 
 
 @pytest.fixture
