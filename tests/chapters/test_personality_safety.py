@@ -353,7 +353,6 @@ def test_of_the_best_possible_readers_the_chapter_finds_the_world(
     assert row[8].null.value == pytest.approx(0, abs=1e-6)
     assert row[12].estimate.value > 20
     assert row[12].null.value == pytest.approx(0, abs=0.5)
-    assert "0 " in row[12].note
     assert row[1].estimate.value > 0.2
     assert row[1].null.value == pytest.approx(0, abs=0.1)
     assert row[3].verdict == "undecided"
