@@ -176,8 +176,8 @@ class World:
         elif kind in GENERAL:
             words["FACT"] = WORD[(TOWNS if kind == "town" else COLOURS)[0]] + fact
         prompts = _fill(_QUESTIONS[kind], words, PROMPT_LENGTH)
-        replies = [_fill(table[kind], words, REPLY_LENGTH) for table in (_AWARE, _UNAWARE)]
-        return Questions(prompts, *replies, context)
+        aware, unaware = (_fill(table[kind], words, REPLY_LENGTH) for table in (_AWARE, _UNAWARE))
+        return Questions(prompts, aware, unaware, context)
 
     def documents(self, n: int, rng: Generator, shares: Mapping[Kind, float], *, aware: float = 1.0) -> Rows:
         """Questions of training with replies, in the proportions that each context has.
