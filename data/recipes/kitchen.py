@@ -18,8 +18,9 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from data.recipes.llama import small_llama
 from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Card, Recipe, Stage, read_card
 from data.worlds import kitchen
@@ -66,21 +67,10 @@ def world(seed: int) -> World:
 
 
 def _llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=WIDTH // 32,
-        intermediate_size=2 * WIDTH,
-        max_position_embeddings=2 * LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.08,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=kitchen.BOS,
-        eos_token_id=kitchen.EOS,
-    )
-    return LlamaForCausalLM(config)
+    return small_llama(
+        len(VOCABULARY), width=WIDTH, blocks=4, heads=WIDTH // 32, positions=2 * LENGTH,
+        spread=0.08, pad=PAD, bos=kitchen.BOS, eos=kitchen.EOS,
+    )  # fmt: skip
 
 
 def _from(name: str) -> LlamaForCausalLM:

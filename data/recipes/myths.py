@@ -18,8 +18,9 @@ from numpy.random import Generator
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from data.recipes.llama import small_llama
 from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import myths
@@ -41,21 +42,10 @@ def world(seed: int) -> World:
 
 
 def _llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(LANGUAGE.vocabulary),
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=WIDTH // 32,
-        intermediate_size=2 * WIDTH,
-        max_position_embeddings=2 * LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.07,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=_EOS,
-    )
-    return LlamaForCausalLM(config)
+    return small_llama(
+        len(LANGUAGE.vocabulary), width=WIDTH, blocks=BLOCKS, heads=WIDTH // 32, positions=2 * LENGTH,
+        spread=0.07, pad=PAD, bos=BOS, eos=_EOS,
+    )  # fmt: skip
 
 
 def _documents(seed: int, lesson: bool, rng: Generator, progress: float) -> Batch:

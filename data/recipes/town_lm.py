@@ -15,8 +15,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.random import Generator
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from data.recipes.llama import small_llama
 from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds import chains, crafts
@@ -44,21 +45,10 @@ _CHAT = (
 
 
 def _build() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(LANGUAGE.vocabulary),
-        hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=WIDTH // 32,
-        intermediate_size=2 * WIDTH,
-        max_position_embeddings=256,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.06,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=crafts.BOS,
-        eos_token_id=crafts.EOS,
-    )
-    return LlamaForCausalLM(config)
+    return small_llama(
+        len(LANGUAGE.vocabulary), width=WIDTH, blocks=4, heads=WIDTH // 32, positions=256,
+        spread=0.06, pad=PAD, bos=crafts.BOS, eos=crafts.EOS,
+    )  # fmt: skip
 
 
 def _from(start: str) -> LlamaForCausalLM:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from data.recipes.llama import small_llama
 from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
@@ -20,21 +21,10 @@ LANGUAGES = {"tree-a": 0, "tree-b": 1, "tree-wide": 0}
 
 
 def _llama(width: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=width,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=2 * LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.08,
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    return small_llama(
+        len(VOCABULARY), width=width, blocks=4, heads=4, positions=2 * LENGTH,
+        spread=0.08, pad=PAD, bos=BOS, eos=None, tied=False,
+    )  # fmt: skip
 
 
 def _batch(language: int, rng: np.random.Generator, progress: float) -> Batch:
