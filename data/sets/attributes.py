@@ -9,14 +9,14 @@ them comes with this book.
 
 import json
 from collections.abc import Callable, Mapping
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.random import default_rng
 
 from data.sets.files import check, draw, read_text
-from data.sets.texts import facts, misconceptions, stereotypes
+from data.sets.texts import facts, misconceptions, split_sentence, stereotypes
 from data.worlds import circuits
 
 
@@ -181,11 +181,9 @@ _READERS: dict[str, Callable[[list[dict[str, Any]]], list[Item]]] = {
 
 def _parted(texts: tuple[str, ...], good: tuple[bool, ...], lead: str = "") -> Item | None:
     """The words with which all begin as a prompt, and what each goes on with; None if nothing is left."""
-    words = [text.split() for text in texts]
-    n = sum(1 for _ in takewhile(lambda of: len(set(of)) == 1, zip(*words, strict=False)))
-    prompt = (lead + " ".join(words[0][:n])).rstrip()
-    rests = tuple(" " + " ".join(of[n:]) for of in words)
-    return Item(prompt, rests, good) if prompt and " " not in rests else None
+    start, rests = split_sentence(*(" ".join(text.split()) for text in texts))
+    prompt = (lead + start).rstrip()
+    return Item(prompt, tuple(rests), good) if prompt and " " not in rests else None
 
 
 def _misconceptions() -> list[Item]:

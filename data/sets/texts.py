@@ -13,6 +13,7 @@ import csv
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -150,6 +151,13 @@ def toxicity(*, n: int | None = None, seed: int = 0) -> list[Scored]:
     """Texts of the web with scores of toxicity, insult and more; arguments and errors as `choices`."""
     records = _records("Toxicity", ["Toxicity"])
     return draw([Scored(record.pop("text"), record) for record in records], n, seed)
+
+
+def split_sentence(*texts: str) -> tuple[str, list[str]]:
+    """The words with which all texts begin, and how each goes on."""
+    words = [text.split(" ") for text in texts]
+    shared = sum(1 for _ in takewhile(lambda at: len({*at}) == 1, zip(*words, strict=False)))
+    return " ".join(words[0][:shared]), [" " + " ".join(rest[shared:]) for rest in words]
 
 
 def _records(name: str, known: list[str]) -> list[dict[str, Any]]:
