@@ -22,23 +22,20 @@ export function states(model, text) {
 /** An edit of the tokens' states behind a block: `push` gives what is added to each. */
 export const pushed = (layer, push) => edit("resid_post", (data, { shape: [n, width] }) => {
   for (let t = 0; t < n; t++) {
-    const state = data.subarray(t * width, (t + 1) * width);
-    state.set(plus(Float64Array.from(state), push(Float64Array.from(state))));
+    const state = Float64Array.from(data.subarray(t * width, (t + 1) * width));
+    data.set(plus(state, push(state)), t * width);
   }
 }, { layers: [layer] });
 
-/** Reads a text but for its last word, from which it can be gone on as often as wanted, with hooks from there on. */
+/** Reads a text but for its last word; gives the probabilities of the next word behind it and some more words, with hooks from there on. */
 export function reader(model, text) {
   const ids = model.prompt(text);
   const { cache } = model.forward({ ids: ids.slice(0, -1) });
-  const from = (more = "") => ({
-    ids: [ids.at(-1), ...model.tokenizer.encode(more)],
-    cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),
-  });
-  return {
-    /** Probabilities of the next word behind the text and some more words. */
-    next: (hooks, more) => softmax(model.forward(from(more), hooks).logits.subarray(-model.text.head.outputs)),
-    /** How the model goes on. */
-    generate: (hooks, most) => model.tokenizer.decode(model.generate(from(), most, hooks)),
+  return (hooks, more) => {
+    const inputs = {
+      ids: [ids.at(-1), ...model.tokenizer.encode(more)],
+      cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),
+    };
+    return softmax(model.forward(inputs, hooks).logits.subarray(-model.text.head.outputs));
   };
 }

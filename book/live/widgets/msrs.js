@@ -36,7 +36,7 @@ export function compute({ "myths-lm": model }, { facts, choices, strengths, apar
   const sets = setsOf(facts, choices);
   const read = readers("", model, Object.values(sets));
   const answers = Object.entries(sets).map(([name, items], set) => [name, items.map(({ options }, i) => {
-    const p = read[set][i].next([pushed(LAYER, () => added)], SAID);
+    const p = read[set][i]([pushed(LAYER, () => added)], SAID);
     return options.map((word) => p[model.tokenizer.encode(word)[0]]);
   })]);
   return { cosine: dot(truth, fairness) / (norm(truth) * norm(fairness)), left: norm(used[0]) / norm(truth), answers: Object.fromEntries(answers) };
@@ -62,7 +62,6 @@ export async function show(stage, ask) {
       const at = (i) => ({ right: sets[name][i].right, wrong: 1 - sets[name][i].right }[option] ?? option);
       return of[name].reduce((sum, p, i) => sum + p[at(i)], 0) / of[name].length;
     };
-    plain ??= answers;
     Object.entries(TOLD).forEach(([name, [title, rows]], i) => {
       const [{ question }] = sets[name];
       const caption = `${title}: “${question.replace(/^q: | a:$/g, "")}” and ${sets[name].length - 1} more`;

@@ -69,7 +69,7 @@ export function compute({ "myths-lm": model }, { train, test, layer, s, seed }) 
   };
   const answers = readers("", model, test).map(([plain, prompt], i) => {
     const ids = test[i].options.map((word) => model.tokenizer.encode(word)[0]);
-    const of = (read, ...hooks) => ids.map((id) => read.next(hooks, SAID)[id]);
+    const of = (read, ...hooks) => ids.map((id) => read(hooks, SAID)[id]);
     const ways = Object.entries(pushes).map(([way, change]) => [way, of(plain, pushed(layer, change))]);
     return { plain: of(plain), ...Object.fromEntries(ways), prompt: of(prompt) };
   });
