@@ -161,11 +161,44 @@ def some_myths(n: int = 20) -> dict[str, Any]:
     }
 
 
+def some_personas() -> dict[str, Any]:
+    """The questionnaire's items and the scenarios, words that describe a persona, and what the world gives a trait."""
+
+    def asked(questions: Int[ndarray, " question"]) -> list[dict[str, Any]]:
+        words = personas.VOCABULARY
+        return [
+            {"question": words[question], "answers": [words[answer] for answer in answers]}
+            for question, answers in zip(
+                personas.QUESTION[questions], personas.ANSWERS[questions], strict=True
+            )
+        ]
+
+    contrast = personas.ITEMS[:, : personas.N_TRAINED // 2]
+    return {
+        "dimensions": [
+            {
+                "name": name,
+                "words": personas.DESCRIPTIONS[i],
+                "contrast": [one["question"] for one in asked(contrast[i])],
+                "items": asked(personas.ITEMS[i, personas.N_TRAINED :]),
+            }
+            for i, name in enumerate(personas.DIMENSIONS)
+        ],
+        "abilities": [
+            {"name": name, "scenarios": asked(questions)}
+            for name, questions in zip(personas.ABILITIES, personas.SCENARIOS, strict=True)
+        ],
+        "places": personas.PLACES,
+        "effects": personas.World.of(0).effects().round(3).tolist(),
+    }
+
+
 SAMPLES: dict[str, Callable[[], Any]] = {
     "artefacts": some_artefacts,
     "crafts": some_crafts,
     "digits": some_digits,
     "myths": some_myths,
+    "personas": some_personas,
     "recipes": some_recipes,
     "scans": some_scans,
     "street": some_street,

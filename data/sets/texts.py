@@ -204,6 +204,14 @@ class SelfDescription(NamedTuple):
     low: str
 
 
+class Confidence(NamedTuple):
+    """What one was told in confidence, what anybody may know, and who asks for it."""
+
+    secret: str
+    public: str
+    asker: str
+
+
 class Completion(NamedTuple):
     """A sentence without its last word, which the others determine."""
 
@@ -248,6 +256,46 @@ def impossible_requests(*, n: int | None = None, seed: int = 0) -> list[Impossib
 def self_descriptions(*, n: int | None = None, seed: int = 0) -> list[SelfDescription]:
     """Self-descriptions of the poles of five traits, written for this book."""
     return draw(_read("self-descriptions", SelfDescription), n, seed)
+
+
+def confidences(*, n: int | None = None, seed: int = 0) -> list[Confidence]:
+    """Harmless invented requests for something secret, and for something public, written for this book."""
+    return draw(_read("confidences", Confidence), n, seed)
+
+
+def questionnaire_from(path: str | Path) -> list[SelfDescription]:
+    """A questionnaire in the form of this book's own: a YAML or JSON list with `trait`, `high` and `low`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an item lacks a pole, or says the same at both; a persona would contradict itself, because
+            a text stands for both poles of a trait; or a trait has fewer than four items.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: a questionnaire is a list with trait, high and low")
+    records = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{path}: expected a list of items with trait, high and low")
+    items, fields = [], SelfDescription._fields
+    for number, record in enumerate(records, 1):
+        given = {key: str(value).strip() for key, value in record.items()} if isinstance(record, dict) else {}
+        if lacking := [name for name in fields if not given.get(name)]:
+            raise ValueError(
+                f"{path}: item {number} has no {' and no '.join(lacking)}: it needs {', '.join(fields)}"
+            )
+        item = SelfDescription(*(given[name] for name in fields))
+        if item.high == item.low:
+            raise ValueError(f"{path}: item {number} says the same at both poles: {item.high!r}")
+        items.append(item)
+    for trait in dict.fromkeys(item.trait for item in items):
+        high, low = ({getattr(x, pole) for x in items if x.trait == trait} for pole in ("high", "low"))
+        if both := high & low:
+            raise ValueError(
+                f"{path}: a persona would contradict itself: {min(both)!r} is both poles of {trait}"
+            )
+        if (n := sum(x.trait == trait for x in items)) < 4:
+            raise ValueError(f"{path}: {trait} has {n} items; two for a vector and two to measure make 4")
+    return items
 
 
 def _read(name: str, kind: type[T]) -> list[T]:

@@ -668,6 +668,35 @@ def test_pushes_for_two_attributes_are_the_librarys(compute, apart):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["persona-lm", "persona-lm-no-effect"])
+def test_traits_and_abilities_under_a_vector_are_the_chapters(compute, name):
+    method, model, layer, trait, alpha = chapters.method("personality-safety"), subject(name), 1, 2, 1.5
+    some, head = samples.some_personas(), ["harbour", "chatty"]
+    asked = {"name": name, "head": head, "trait": trait, "layer": layer, "alpha": alpha, "seed": 1}
+    found = compute("personality-safety", dimensions=some["dimensions"], abilities=some["abilities"], **asked)
+    vocabulary, about = model.tokenizer.get_vocab(), some["dimensions"][trait]
+    ends = []
+    for pole in about["words"]:
+        texts = [f"{word} {item}" for word in pole for item in about["contrast"]]
+        with capture(model, "resid_post", layers=layer, positions=-1) as acts:
+            model.model(**model.encode(texts))
+        ends.append(acts[layer])
+    v = alpha * method.steering_vector(ends[1], ends[0])
+
+    def shares(questions: list[dict], vectors: Tensor) -> float:
+        with edit(model, "resid_post", layer=layer, fn=method.add_last(vectors)):
+            p = next_logprobs(model, [" ".join([*head, one["question"]]) for one in questions]).exp()
+        each = [p[i, [vocabulary[word] for word in one["answers"]]] for i, one in enumerate(questions)]
+        return float(torch.stack([of[1] / of.sum() for of in each]).mean())
+
+    groups = [one["items"] for one in some["dimensions"]] + [one["scenarios"] for one in some["abilities"]]
+    for way, push in (("plain", 0 * v), ("vector", v)):
+        expected = [shares(group, push[None]) for group in groups]
+        assert found[way] == pytest.approx(expected, abs=1e-3), way
+    assert found["random"] != found["plain"]
+
+
+@torch.no_grad()
 def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
     method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
     image, players = np.array(samples.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]

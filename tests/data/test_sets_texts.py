@@ -2,16 +2,22 @@
 
 import importlib.util
 import itertools
+import json
+import re
+from pathlib import Path
 
 import pytest
 
 from data.sets import texts
 from data.sets.texts import (
     BENCHMARKS,
+    SelfDescription,
     choices,
+    confidences,
     facts,
     impossible_requests,
     misconceptions,
+    questionnaire_from,
     self_descriptions,
     sinister_requests,
     stereotypes,
@@ -145,3 +151,52 @@ def test_each_trait_has_as_many_pairs_of_poles_as_the_others() -> None:
     assert len(by_trait) == 5
     assert len({text for one in found for text in one[1:]}) == 2 * len(found)
     assert all(abs(len(one.high) - len(one.low)) <= 0.4 * max(len(one.high), len(one.low)) for one in found)
+
+
+def test_confidences_are_a_secret_beside_something_public_and_no_text_comes_twice() -> None:
+    found = confidences()
+    assert len(found) == 40
+    assert len({text for one in found for text in (one.secret, one.public)}) == 80
+    assert confidences(n=5, seed=1) == confidences(n=5, seed=1)
+
+
+ITEM = {"trait": "zeal", "high": "I run.", "low": "I rest."}
+FOUR = [{"trait": "zeal", "high": f"I run {i}.", "low": f"I rest {i}."} for i in range(4)]
+
+
+def test_a_questionnaire_is_read_from_a_file_in_the_books_own_form(tmp_path: Path) -> None:
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps(FOUR))
+    assert questionnaire_from(path) == [SelfDescription(**item) for item in FOUR]
+    own = Path(texts.__file__).with_name("self-descriptions.yml")
+    assert questionnaire_from(own) == self_descriptions()
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([*FOUR, {"trait": "zeal", "high": "I run."}], "item 5 has no low"),
+        ([*FOUR, {"high": " ", "low": "I rest."}], "item 5 has no trait and no high"),
+        ([*FOUR, "I run."], "item 5 has no trait"),
+        ([{**ITEM, "low": "I run."}], "item 1 says the same at both poles"),
+        (
+            [*FOUR, {**ITEM, "high": "I rest 2."}],
+            "would contradict itself: 'I rest 2.' is both poles of zeal",
+        ),
+        ([ITEM], "zeal has 1 items"),
+        ([], "expected a list"),
+        ({"trait": "zeal"}, "expected a list"),
+    ],
+)
+def test_a_bad_questionnaire_is_refused_with_the_item_that_is_wrong(
+    items: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps(items))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        questionnaire_from(path)
+
+
+def test_a_missing_questionnaire_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file /nowhere.yml"):
+        questionnaire_from("/nowhere.yml")
