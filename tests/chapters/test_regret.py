@@ -279,6 +279,7 @@ def test_impact_is_the_papers_ratio_for_one_group_and_for_several():
     a, b = np.array([True, False, False]), np.array([False, True, False])
     assert method.impact(accuracy, a) == pytest.approx(0.9)
     assert method.impact(accuracy, a, b) == pytest.approx(0.7 / 0.9)
+    assert np.isnan(method.impact(lambda off: float(not off.any()), a, b))
 
 
 def test_a_redundant_pair_looks_composed_without_any_interaction():
