@@ -27,7 +27,7 @@ def subject():
 
 
 class Oracle:
-    """A network that gives answer 1 of question q the share `shares[q]`, and other words what is left of `mass`."""
+    """Gives answer 1 of question q the share `shares[q]`, and other words what is left of `mass`."""
 
     def __init__(self, shares, mass=0.8):
         self.shares, self.mass = shares, mass
