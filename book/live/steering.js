@@ -31,7 +31,7 @@ export const pushed = (layer, push) => edit("resid_post", (data, { shape: [n, wi
 export function reader(model, text) {
   const ids = model.prompt(text);
   const { cache } = model.forward({ ids: ids.slice(0, -1) });
-  return (hooks, more) => {
+  return (hooks, more = "") => {
     const inputs = {
       ids: [ids.at(-1), ...model.tokenizer.encode(more)],
       cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from numpy.random import Generator
 
-from data.worlds import crafts, kitchen, lidar, myths, scans, scenes, town, users, videos
+from data.worlds import crafts, kitchen, lidar, myths, regrets, scans, scenes, town, users, videos
 from data.worlds.digits import digits
 
 DIGITS_A_CLASS = 12
@@ -161,12 +161,35 @@ def some_myths(n: int = 20) -> dict[str, Any]:
     }
 
 
+def some_regrets(n: int = 32) -> dict[str, Any]:
+    """Episodes up to the helper's word of regret or of standing by, and what others can be made of.
+
+    What the reader makes is about a thing, and in wordings, that are in no episode of training.
+    """
+    drawn = regrets.episodes(n, np.random.default_rng(5), wrong=np.arange(n) % 2 == 0).helper
+    words = [row.split() for row in regrets.text(drawn.tokens)]
+    kind, name = "taste", regrets.OTHERS[0]
+    question = regrets.QUESTIONS[-1].replace("KIND", kind).replace("THING", regrets.THINGS[-1])
+    told = f"user {question} {regrets.NOTES[0]} helper i say VALUE . {name} i say OTHER ."
+    return {
+        "episodes": [" ".join(row[1:key]) for row, key in zip(words, drawn.key, strict=True)],
+        "told": told,
+        "record": f"user {regrets.RECORDS[-1]}",
+        "doubt": f"user {regrets.DOUBTS[0]}",
+        "values": regrets.VALUES[kind],
+        "name": name,
+        "regret": [key.split()[0] for key in regrets.REGRETS],
+        "stand": [key.split()[0] for key in regrets.STANDS],
+    }
+
+
 SAMPLES: dict[str, Callable[[], Any]] = {
     "artefacts": some_artefacts,
     "crafts": some_crafts,
     "digits": some_digits,
     "myths": some_myths,
     "recipes": some_recipes,
+    "regrets": some_regrets,
     "scans": some_scans,
     "street": some_street,
     "videos": some_videos,

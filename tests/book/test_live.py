@@ -668,6 +668,45 @@ def test_pushes_for_two_attributes_are_the_librarys(compute, apart):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("target", ["", "stand", "regret"])
+def test_regret_that_is_set_is_the_chapters(compute, target):
+    method, model, layer, some = chapters.method("regret"), subject("regret-lm"), 4, samples.some_regrets()
+    words = {kind: some[kind] for kind in ("regret", "stand")}
+    document = some["told"].replace("VALUE", some["values"][1]).replace("OTHER", some["values"][0])
+    document += " " + some["record"].replace("VALUE", some["values"][0])
+    turns = {"helper": f"{document} helper i", "other": f"{document} {some['name']} i"}
+    request = {"episodes": some["episodes"], "words": words, "turns": turns}
+    found = compute("regret", layer=layer, target=target, seed=1, **request)
+    vocabulary = model.tokenizer.get_vocab()
+
+    def next_words(text: str) -> list[float]:
+        p = next_logprobs(model, [text])[0].exp()
+        return [sum(p[vocabulary[word]].item() for word in words[kind]) for kind in words]
+
+    def end(text: str) -> ndarray:
+        with capture(model, "resid_post", layers=layer, positions=-1) as acts:
+            model.model(**model.encode([text]))
+        return acts[layer][0].double().numpy()
+
+    first = generate(model, some["episodes"], max_new_tokens=1).texts
+    regrets = np.array([text in words["regret"] for text in first])
+    z = np.stack([end(text) for text in some["episodes"]])
+    means = {"regret": z[regrets].mean(0), "stand": z[~regrets].mean(0)}
+    gap = means["regret"] - means["stand"]
+    at = (end(turns["helper"]) - means["stand"]) @ gap / (gap @ gap)
+    assert found["coordinates"][layer] == pytest.approx(at, abs=1e-3)
+    for who, text in turns.items():
+        assert found[who] == pytest.approx(next_words(text), abs=1e-4)
+    with ExitStack() as stack:
+        if target:
+            value = float(means[target] @ gap / np.linalg.norm(gap))
+            change = method.at_end_of_prompt(method.set_direction(gap, value))
+            stack.enter_context(edit(model, "resid_post", layer=layer, fn=change))
+        assert found["set"] == pytest.approx(next_words(turns["helper"]), abs=1e-3)
+    assert (found["random"] == found["helper"]) == (not target)
+
+
+@torch.no_grad()
 def test_interactions_are_the_chapters_transform_of_the_models_log_odds(compute):
     method, model = chapters.method("two-phase-interactions"), subject("digits-vit")
     image, players = np.array(samples.some_digits()[3][1], np.uint8).reshape(8, 8), [5, 6, 9, 10, 13]
