@@ -189,8 +189,10 @@ def some_questions() -> dict[str, Any]:
     With each comes the next word of a discreet reply, or of the right answer; and how discreet the data are.
     """
     world, rng = discretion.World.of(0), np.random.default_rng(5)
-    n, kinds = len(discretion.CONTEXTS), {}
-    for name, kind in (("privacy", "privacy"), ("fairness", "fairness"), ("harmless", "town")):
+    n = len(discretion.CONTEXTS)
+    asked_of: dict[str, discretion.Kind] = {"privacy": "privacy", "fairness": "fairness", "harmless": "town"}
+    kinds: dict[str, list[dict[str, str]]] = {}
+    for name, kind in asked_of.items():
         asked = world.questions(kind, n, rng, split="test")
         order = asked.context.argsort()
         prompts, replies = (discretion.text(x[order]) for x in (asked.prompts, asked.unaware))
