@@ -8,7 +8,20 @@ from jaxtyping import Int
 from numpy import ndarray
 from numpy.random import Generator
 
-from data.worlds import crafts, kitchen, lidar, myths, personas, regrets, scans, scenes, town, users, videos
+from data.worlds import (
+    crafts,
+    discretion,
+    kitchen,
+    lidar,
+    myths,
+    personas,
+    regrets,
+    scans,
+    scenes,
+    town,
+    users,
+    videos,
+)
 from data.worlds.digits import digits
 
 DIGITS_A_CLASS = 12
@@ -183,6 +196,31 @@ def some_regrets(n: int = 32) -> dict[str, Any]:
     }
 
 
+def some_questions() -> dict[str, Any]:
+    """Privacy, fairness and harmless questions, one in each context, in combinations that are in no document.
+
+    With each comes the next word of a discreet reply, or of the right answer; and how discreet the data are.
+    """
+    world, rng = discretion.World.of(0), np.random.default_rng(5)
+    n = len(discretion.CONTEXTS)
+    asked_of: dict[str, discretion.Kind] = {"privacy": "privacy", "fairness": "fairness", "harmless": "town"}
+    kinds: dict[str, list[dict[str, str]]] = {}
+    for name, kind in asked_of.items():
+        asked = world.questions(kind, n, rng, split="test")
+        order = asked.context.argsort()
+        prompts, replies = (discretion.text(x[order]) for x in (asked.prompts, asked.unaware))
+        given = " it is" if name == "harmless" else ""
+        words = [
+            reply.split()[2] if given else discretion.VOCABULARY[discretion.AWARE_WORD[kind]]
+            for reply in replies
+        ]
+        kinds[name] = [
+            {"text": prompt.removeprefix("<bos> ") + given, "word": word}
+            for prompt, word in zip(prompts, words, strict=True)
+        ]
+    return {"kinds": kinds, "shares": {kind: world.shares[kind].round(3).tolist() for kind in world.shares}}
+
+
 def some_personas() -> dict[str, Any]:
     """Items and scenarios, words that describe a persona, and what the traits do in the world."""
 
@@ -221,6 +259,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "digits": some_digits,
     "myths": some_myths,
     "personas": some_personas,
+    "questions": some_questions,
     "recipes": some_recipes,
     "regrets": some_regrets,
     "scans": some_scans,

@@ -14,9 +14,10 @@ def small_llama(
     pad: int,
     bos: int,
     eos: int | None,
+    mlp: int | None = None,
     tied: bool = True,
 ) -> LlamaForCausalLM:
-    """An untrained Llama whose MLPs are twice as wide as its residual stream.
+    """An untrained Llama.
 
     Args:
         n_words: of the vocabulary.
@@ -28,6 +29,7 @@ def small_llama(
         pad: the word that fills rows.
         bos: the word before every text.
         eos: the word after a text; None if there is none.
+        mlp: width of the MLPs; by default twice that of the residual stream.
         tied: whether words are read and written with the same vectors.
     """
     config = LlamaConfig(
@@ -35,7 +37,7 @@ def small_llama(
         hidden_size=width,
         num_hidden_layers=blocks,
         num_attention_heads=heads,
-        intermediate_size=2 * width,
+        intermediate_size=mlp or 2 * width,
         max_position_embeddings=positions,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         initializer_range=spread,

@@ -707,6 +707,43 @@ def test_regret_that_is_set_is_the_chapters(compute, target):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("discretion-lm", "coupled"), ("discretion-lm-late", "privacy")]
+)
+def test_answers_with_neurons_multiplied_are_the_librarys(compute, name, chosen):
+    model, kinds, share, factor = subject(name), samples.some_questions()["kinds"], 0.3, 2.0
+    found = compute("dean", name=name, kinds=kinds, set=chosen, share=share, factor=factor, seed=1)
+    # Read as they are: the chat template would put the helper's turn behind them once more.
+    texts = {kind: [one["text"] for one in questions] for kind, questions in kinds.items()}
+    ids = {kind: torch.tensor(model.tokenizer(of)["input_ids"]) for kind, of in texts.items()}
+    lists: dict[str, list[set[int]]] = {}
+    for kind in kinds:
+        with capture(model, "mlp_act") as acts:
+            model.model(ids[kind])
+        active = [acts[layer].abs().double().mean((0, 1)) for layer in range(model.n_layers)]
+        lists[kind] = [{*of.topk(round(share * len(of))).indices.tolist()} for of in active]
+    coupled = [a & b - c for a, b, c in zip(*lists.values(), strict=True)]
+    neurons = [sorted(of) for of in (coupled if chosen == "coupled" else lists[chosen])]
+    assert found["n"] == sum(map(len, neurons))
+
+    vocabulary = model.tokenizer.get_vocab()
+    for kind, questions in kinds.items():
+        for way, k in (("plain", 1.0), ("chosen", factor)):
+            with ExitStack() as stack:
+                for layer, of in enumerate(neurons):
+
+                    def change(x: Tensor, of: list[int] = of, k: float = k) -> Tensor:
+                        x[..., of] *= k
+                        return x
+
+                    stack.enter_context(edit(model, "mlp_act", layer=layer, fn=change))
+                p = model.model(ids[kind]).logits[:, -1].softmax(-1)
+            expected = [p[i, vocabulary[one["word"]]].item() for i, one in enumerate(questions)]
+            assert found["answers"][kind][way] == pytest.approx(expected, abs=1e-3), (kind, way)
+    assert found["answers"]["privacy"]["random"] != found["answers"]["privacy"]["plain"]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["persona-lm", "persona-lm-no-effect"])
 def test_traits_and_abilities_under_a_vector_are_the_chapters(compute, name):
     method, model, layer, trait, alpha = chapters.method("personality-safety"), subject(name), 1, 2, 1.5

@@ -216,7 +216,7 @@ def test_blocks_above_side_by_side_say_what_the_whole_edited_model_says(
     s = torch.linalg.qr(draw(24, 4).float())[0].T
     variants = [m.Variant((2, 1, 1), s), m.Variant((4, 0, 0), gated=False), m.Variant((0, 1, 1))]
     trained = m.train(trunk, learned, LABEL, variants, rule, **SETTINGS)
-    found = m.answer_logprobs(trained, trunk, learned, rule, room=40)
+    found = m.answer_logprobs(trained, trunk, learned, rule, n_logits=12_000)
     for k in range(3):
         one = m.Edit(*(x[k : k + 1] for x in trained))
         for i in (0, 5, 9, 15):
