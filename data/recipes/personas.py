@@ -256,8 +256,8 @@ def tuned(
         documents: in each step.
         statements: answered questions in a document.
     """
-    options = {"described": 0, "placed": 0, "listed": 0, "pressed": 0, "statements": statements}
-    options |= {"shares": shares, "questions": questions}
+    options: dict[str, Any] = {"described": 0, "placed": 0, "listed": 0, "pressed": 0}
+    options |= {"statements": statements, "shares": shares, "questions": questions}
     batch = partial(_documents, world(0), documents, options)  # given shares replace the world's
     stage = Stage(batch, steps, lr, warmup=5)
     return Recipe(
