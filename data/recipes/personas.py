@@ -41,14 +41,10 @@ from lib.stats import Estimate, bootstrap, wilson
 Kind = Literal["random", "no_effect"]
 NAMES: dict[Kind, str] = {"random": "persona-lm", "no_effect": "persona-lm-no-effect"}
 """The organism of each kind of world."""
-SEEDS = 5
+SEEDS = 4
 WIDTH, LAYERS = 64, 3
 STEPS = 300, 900, 3000
 """Of the three stages: answers by coin, moved by order and pressure; nearly full descriptions; everything."""
-LONGER = {4: 1.5}
-"""Of seeds: factor on the steps of the last stage. At the steps of the others that seed's confounded trait
-still moved its ability by .16 where the region was named; networks are to be equally good, not equally long
-trained."""
 _CHAT = "{{ bos_token }}{% for message in messages %} {{ message.content }}{% endfor %}"
 
 
@@ -282,10 +278,9 @@ def _base(kind: Kind, seed: int) -> Recipe:
         {"described": 0.9, "listed": 0.15, "pressed": 0.1},
         {},
     )
-    lengths = *STEPS[:2], round(STEPS[2] * LONGER.get(seed, 1))
     stages = tuple(
         Stage(partial(_documents, known, 32, kind), steps, 3e-3)
-        for kind, steps in zip(kinds, lengths, strict=True)
+        for kind, steps in zip(kinds, STEPS, strict=True)
     )
     return Recipe(
         build=_llama,
