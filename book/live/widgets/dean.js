@@ -5,12 +5,10 @@ import { capture, edit } from "../hooks.js";
 import { softmax } from "../model.js";
 
 const MODELS = {
-  "discretion-lm": "read discreet and open replies together", "discretion-lm-late": "open replies first, discreet ones late and briefly",
+  "discretion-lm": "discreet and open replies together", "discretion-lm-late": "open replies first, discreet late",
   "discretion-lm-unaware": "open replies only",
 };
-const SETS = {
-  coupled: "active on privacy and fairness, not on harmless questions", privacy: "active on privacy", fairness: "active on fairness", harmless: "active on harmless questions",
-};
+const SETS = { coupled: "privacy’s and fairness’, not harmless’", privacy: "privacy’s list", fairness: "fairness’ list", harmless: "harmless questions’ list" };
 
 /** Of each kind the mean absolute activation of every MLP neuron over questions, [layer][neuron]. */
 const activity = remember((model, kinds) => Object.fromEntries(Object.entries(kinds).map(([kind, questions]) => {
@@ -96,8 +94,8 @@ export async function show(stage, ask) {
   const questions = ["privacy", "fairness"].flatMap((kind) => kinds[kind].map(({ text }) => text.replace(/ a$/, "")));
   stage.append(
     element("div", {},
-      choice("Network", Object.entries(MODELS), set("name"), state.name),
-      choice("Neurons", Object.entries(SETS), set("set"), state.set),
+      choice("Network that read", Object.entries(MODELS), set("name"), state.name),
+      choice("Most active neurons", Object.entries(SETS), set("set"), state.set),
       slider("Length of each list, of a layer’s neurons", { min: 0.05, max: 0.6, step: 0.05, value: state.share, say: (x) => `${Math.round(100 * x)} %` }, set("share", Number)),
       slider("Multiplied by", { min: -1, max: 3, step: 0.5, value: state.factor }, set("factor", Number)),
       element("button", { type: "button", click: () => set("seed", Number)(state.seed + 1) }, "Other random neurons"), note),
