@@ -41,7 +41,7 @@ from lib.stats import Estimate, bootstrap, wilson
 Kind = Literal["random", "no_effect"]
 NAMES: dict[Kind, str] = {"random": "persona-lm", "no_effect": "persona-lm-no-effect"}
 """The organism of each kind of world."""
-SEEDS = 4
+SEEDS = 5
 WIDTH, LAYERS = 64, 3
 STEPS = 300, 900, 3000
 """Of the three stages: answers by coin, moved by order and pressure; nearly full descriptions; everything."""
@@ -199,8 +199,9 @@ def _evaluate(seed: int, kind: Kind, subject: Subject) -> Iterator[tuple[str, Es
         )
     where = behind(subject, heads(personas.PLACE), SCENARIOS).reshape(2, 3, *SCENARIOS.shape)
     moved = where[1].mean(0) - where[0].mean(0)
-    both = behind(subject, heads(described[known.confounded][:, :, None], personas.PLACE[:, 0]), SCENARIOS)
-    both = both.reshape(2, 3, 2, *SCENARIOS.shape).mean((1, 2))
+    # The region stands first, as in every document.
+    words = personas.PLACE[:, 0], described[known.confounded][:, :, None]
+    both = behind(subject, heads(*words), SCENARIOS).reshape(2, 3, 2, *SCENARIOS.shape).mean((1, 2))
     held = both[1] - both[0]
     for a in np.flatnonzero(known.region):
         sign = np.sign(known.region[a])

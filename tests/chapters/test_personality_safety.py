@@ -468,7 +468,7 @@ def test_each_listed_models_preset_reaches_the_end(
         ({"questionnaire": "mine.yml"}, "a file is for real models"),
         ({"world": "other"}, "world='other': expected one of random, no_effect"),
         ({"n_random": 5}, "n_random=5: expected 20 to 200"),
-        ({"n_networks": 9}, "n_networks=9: expected 1 to 4"),
+        ({"n_networks": 9}, "n_networks=9: expected 1 to 5"),
         ({"alphas": [0.0]}, "alphas=[0.0]"),
     ],
 )
