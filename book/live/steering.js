@@ -11,6 +11,9 @@ export const plus = (a, b) => a.map((x, i) => x + b[i]);
 export const minus = (a, b) => a.map((x, i) => x - b[i]);
 export const mean = (vectors) => times(1 / vectors.length, vectors.reduce(plus));
 
+/** Probabilities of the word behind the inputs of a pass. */
+export const next = (model, inputs, hooks) => softmax(model.forward(inputs, hooks).logits.subarray(-model.text.head.outputs));
+
 /** The residual stream behind each block, [layer][token], of a text. */
 export function states(model, text) {
   const { acts, ...seen } = capture("resid_post");
@@ -36,6 +39,6 @@ export function reader(model, text) {
       ids: [ids.at(-1), ...model.tokenizer.encode(more)],
       cache: Object.assign(new Cache(model.text.tower.nLayers), cache, { keys: [...cache.keys], values: [...cache.values] }),
     };
-    return softmax(model.forward(inputs, hooks).logits.subarray(-model.text.head.outputs));
+    return next(model, inputs, hooks);
   };
 }

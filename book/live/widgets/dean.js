@@ -2,7 +2,7 @@
 
 import { bars, choice, element, normals, notice, remember, sample, slider } from "../controls.js";
 import { capture, edit } from "../hooks.js";
-import { softmax } from "../model.js";
+import { next } from "../steering.js";
 
 const MODELS = {
   "discretion-lm": "discreet and open replies together", "discretion-lm-late": "open replies first, discreet late",
@@ -49,6 +49,12 @@ const scaled = (neurons, factor) => edit("mlp_act", (data, { shape: [n, width], 
   for (let t = 0; t < n; t++) for (const i of neurons[layer]) data[t * width + i] *= factor;
 });
 
+/** Of each kind the probability of every question's word. */
+const probabilities = (model, kinds, hooks) => Object.fromEntries(Object.entries(kinds).map(([kind, questions]) => (
+  [kind, questions.map(({ text, word }) => next(model, { ids: model.prompt(text) }, hooks)[model.tokenizer.encode(word)[0]])])));
+
+const plain = remember(probabilities);
+
 /** Of each kind and question the probability of its word, as it is, with neurons multiplied, with random ones; and their number.
  *
  * @param {{name: string, kinds: Record<string, {text: string, word: string}[]>, set: string, share: number,
@@ -58,13 +64,9 @@ export function compute(models, { name, kinds, set, share, factor, seed }) {
   const model = models[name];
   const active = activity(name, model, kinds);
   const neurons = chosen(active, set, share);
-  const ways = { plain: [], chosen: [scaled(neurons, factor)], random: [scaled(drawn(neurons, active.privacy[0].length, seed), factor)] };
-  const p = ({ text, word }, hooks) => {
-    const { logits } = model.forward({ ids: model.prompt(text) }, hooks);
-    return softmax(logits.subarray(-model.text.head.outputs))[model.tokenizer.encode(word)[0]];
-  };
-  const answers = Object.entries(kinds).map(([kind, questions]) => (
-    [kind, Object.fromEntries(Object.entries(ways).map(([way, hooks]) => [way, questions.map((one) => p(one, hooks))]))]));
+  const multiplied = (which) => probabilities(model, kinds, [scaled(which, factor)]);
+  const ways = { plain: plain(name, model, kinds), chosen: multiplied(neurons), random: multiplied(drawn(neurons, active.privacy[0].length, seed)) };
+  const answers = Object.keys(kinds).map((kind) => [kind, Object.fromEntries(Object.entries(ways).map(([way, found]) => [way, found[kind]]))]);
   return { answers: Object.fromEntries(answers), n: neurons.reduce((sum, of) => sum + of.length, 0), of: active.privacy.length * active.privacy[0].length };
 }
 

@@ -1,7 +1,7 @@
 // A picture and a sentence that disagree about a colour, each more or less sure.
 
 import { bars, choice, element, notice, slider } from "../controls.js";
-import { softmax } from "../model.js";
+import { next } from "../steering.js";
 import { COLOURS, OBJECTS, draw, editor, loadDigits, scene } from "../scene.js";
 
 const entropy = (p) => p.reduce((sum, x) => (x > 0 ? sum - x * Math.log(x) : sum), 0);
@@ -10,11 +10,11 @@ const entropy = (p) => p.reduce((sum, x) => (x > 0 ? sum - x * Math.log(x) : sum
 export function compute({ "conflict-vlm-clear-look": model }, { picture, sentence, question }) {
   const colours = Object.keys(COLOURS).map((word) => model.tokenizer.encode(word)[0]);
   const features = model.features(model.picture(picture));
-  const next = (text, images) => {
-    const p = softmax(model.forward({ ids: model.prompt(text, images), features }).logits.subarray(-model.text.head.outputs));
+  const after = (text, images) => {
+    const p = next(model, { ids: model.prompt(text, images), features });
     return { colours: colours.map((id) => p[id]), entropy: entropy(p) }; // the entropy of all words
   };
-  return { vision: next(question, 1), text: next(`${sentence} ${question}`, 0), both: next(`${sentence} ${question}`, 1) };
+  return { vision: after(question, 1), text: after(`${sentence} ${question}`, 0), both: after(`${sentence} ${question}`, 1) };
 }
 
 export async function show(stage, ask) {

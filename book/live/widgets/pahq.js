@@ -3,7 +3,7 @@
 
 import { bars, choice, element, group, line, notice, toggle, top } from "../controls.js";
 import { capture, edit } from "../hooks.js";
-import { softmax } from "../model.js";
+import { next } from "../steering.js";
 
 const TASKS = { // of each its organism, a prompt, and a twin of the same length that lacks what the answer needs
   ioi: ["ioi-gpt", "now now well Dan and Sam walked , now Dan sent to", "now now well Tess and Amos walked , now Flo sent to"],
@@ -38,14 +38,14 @@ export function compute(models, { name, prompt, other, out }) {
       }
     }
   });
-  const next = (hooks) => softmax(model.forward({ ids }, hooks).logits.subarray(-model.text.head.outputs));
-  const whole = next([]);
+  const after = (hooks) => next(model, { ids }, hooks);
+  const whole = after([]);
   const answer = whole.indexOf(Math.max(...whole));
   const effects = Array.from({ length: nLayers }, (_, layer) => Array.from({ length: nHeads }, (_, head) =>
-    Math.log(whole[answer]) - Math.log(next([without([`${layer}.${head}`])])[answer])));
+    Math.log(whole[answer]) - Math.log(after([without([`${layer}.${head}`])])[answer])));
   const words = model.tokenizer.words;
   const strange = [...new Set([prompt, other].flatMap((text) => model.tokenizer.strange(text)))];
-  const left = next([without(out)]);
+  const left = after([without(out)]);
   return { answer: words[answer], before: top(whole, words, 5), after: top(left, words, 5), left: left[answer], effects, strange };
 }
 

@@ -1,7 +1,7 @@
 // A thing of the town that the law may forbid, in a picture, in words, or in both, before three alignments.
 
 import { bars, choice, element, notice, pictures, sample } from "../controls.js";
-import { softmax } from "../model.js";
+import { next } from "../steering.js";
 import { artefact } from "../worlds.js";
 
 const MODELS = { "town-vlm": "not aligned", "town-vlm-text": "aligned on words", "town-vlm-image": "aligned on words and pictures" };
@@ -16,9 +16,9 @@ export function compute(models, { text, picture, refusal }) {
     const model = models[name];
     const features = picture ? model.features(model.picture(picture)) : undefined;
     const inputs = { ids: model.prompt(text, picture ? 1 : 0), features };
-    const next = softmax(model.forward(inputs).logits.subarray(-model.text.head.outputs));
+    const p = next(model, inputs);
     const [first] = model.tokenizer.encode(refusal);
-    return { name, refuses: next[first], said: model.tokenizer.decode(model.generate(inputs, 8)) };
+    return { name, refuses: p[first], said: model.tokenizer.decode(model.generate(inputs, 8)) };
   });
 }
 
