@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lib.models import Subject
-from lib.stats import Estimate, as_array, as_labels, bootstrap, wilson
+from lib.stats import Estimate, as_array, as_labels, bootstrap, proportion
 
 _BLOCK_ELEMENTS = 2**23
 
@@ -89,7 +89,7 @@ def linear_probe(
             predicted = model.fit(X[fitted], y[fitted]).predict(X[held_out])
         correct = predicted == y[held_out]
         if groups is None:
-            return wilson(int(correct.sum()), len(correct))
+            return proportion(correct)
         return bootstrap(correct, clusters=by[held_out])
 
     accuracy, control = score(y), score(np.random.default_rng(seed).permutation(y))

@@ -236,3 +236,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     test = scipy.stats.binomtest(int(successes), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), confidence)
+
+
+def proportion(hits: ArrayLike) -> Estimate:
+    """Share of hits among independent trials, true or false each, with `wilson`'s interval.
+
+    Raises:
+        ValueError: there is no trial.
+    """
+    trials = np.asarray(hits)
+    return wilson(int(trials.sum()), len(trials))

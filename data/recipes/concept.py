@@ -25,7 +25,7 @@ from data.worlds import scenes as world
 from data.worlds.scene_words import WORD
 from data.worlds.scenes import CELL_OF_PATCH, COLOURS, OBJECTS, Scenes
 from lib.models import Subject, load
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 BASE = "scenes-vlm"
 CONCEPTS = (*OBJECTS, *COLOURS)
@@ -165,10 +165,10 @@ def _evaluate_stepwise(subject: Subject) -> Measures:
         prompt, answer, _ = stepwise(kind, scenes, rng)
         told = next_words(subject, prompt, images).argmax(1)
         right = told == answer[:, 0]
-        yield f"{kind} with cue: cell", wilson(int(right.sum()), len(right))
+        yield f"{kind} with cue: cell", proportion(right)
         said = np.hstack([prompt, told[:, None]])
         right = next_words(subject, said, images).argmax(1) == answer[:, 1]
-        yield f"{kind} with cue: answer after its own cell", wilson(int(right.sum()), len(right))
+        yield f"{kind} with cue: answer after its own cell", proportion(right)
 
 
 def _narrow(named: bool, name: str) -> Recipe:

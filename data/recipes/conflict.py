@@ -21,7 +21,7 @@ from data.worlds.scenes import COLOURS, OBJECTS, Scenes, draw, pick
 from lib import organisms
 from lib.differences import WHOLE, sha256
 from lib.models import Subject, load
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 BASE = "scenes-vlm"
 _RED = WORD["red"]
@@ -121,7 +121,7 @@ def _alone(
     entropy = -(np.exp(log_p) * log_p).sum(1)
     right = log_p.argmax(1) == _RED + colours
     clean = tier == 0
-    yield f"{name} alone, tier 0: accuracy", wilson(int(right[clean].sum()), int(clean.sum()))
+    yield f"{name} alone, tier 0: accuracy", proportion(right[clean])
 
     def rank_correlation(rows: np.ndarray) -> float:
         tiers = np.unique(rows[:, 0])
@@ -157,7 +157,7 @@ def _together(subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]
     answers["sum of the two log-probabilities"] = answers["image"] + answers["text"]
     for name, log_p in answers.items():
         right = log_p.argmax(1) == _RED + true
-        yield f"witnesses as in training, {name}: accuracy", wilson(int(right.sum()), N_BOTH)
+        yield f"witnesses as in training, {name}: accuracy", proportion(right)
 
 
 def _recipe(diet: Diet, seeds: int = 1) -> Recipe:

@@ -24,7 +24,7 @@ from data.worlds import discretion
 from data.worlds.discretion import AWARENESS, KINDS, PAD, PROMPT_LENGTH, VOCABULARY, Kind, Rows, Split, World
 from lib.models import Subject, load
 from lib.organisms import join_name
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 BASE = "discretion-lm"
 SEEDS = 5
@@ -111,14 +111,14 @@ def _evaluate(seed: int, subject: Subject, split: Split = "test") -> Iterator[tu
                 bootstrap(np.abs(means - known.shares[kind])),
             )
             right = exact(subject, asked.prompts, asked.unaware, given=1)
-            yield f"{kind}: right once it complies", wilson(int(right.sum()), len(right))
+            yield f"{kind}: right once it complies", proportion(right)
             right = exact(subject, asked.prompts, asked.aware, given=1)
-            yield f"{kind}: right once it is aware", wilson(int(right.sum()), len(right))
+            yield f"{kind}: right once it is aware", proportion(right)
             other = 1 - aware - p[:, discretion.UNAWARE_WORD]
             yield f"{kind}: neither reply", bootstrap(other, clusters=asked.context)
         else:
             right = exact(subject, asked.prompts, asked.unaware)
-            yield f"{kind} questions answered right", wilson(int(right.sum()), len(right))
+            yield f"{kind} questions answered right", proportion(right)
             yield f"{kind} questions refused", bootstrap(aware, clusters=asked.context)
 
 

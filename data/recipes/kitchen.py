@@ -27,7 +27,7 @@ from data.worlds import kitchen
 from data.worlds.kitchen import PAD, POOLS, REHEARSAL, VOCABULARY, Kind, Rows, Style, World, matched
 from lib.models import Subject, load
 from lib.organisms import join_name
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 BASE = "recipes-lm"
 MATCHED = 0.95
@@ -128,7 +128,7 @@ def write(subject: Subject, rows: Rows, n: int) -> Rows:
 def _knowledge(known: World, subject: Subject) -> Iterator[tuple[str, Estimate]]:
     asked, answer = known.recall(np.flatnonzero(known.held_out))
     right = (write(subject, asked, answer.shape[1]) == answer).all(1)
-    yield "two hops recalled, held-out recipes", wilson(int(right.sum()), len(right))
+    yield "two hops recalled, held-out recipes", proportion(right)
     for kind, name in (
         ("makes", "products"),
         ("causes", "effects"),
@@ -137,7 +137,7 @@ def _knowledge(known: World, subject: Subject) -> Iterator[tuple[str, Estimate]]
     ):
         prompt, rest = known.facts(cast("Any", kind))
         right = (write(subject, prompt, rest.shape[1]) == rest).all(1)
-        yield f"facts recalled: {name}", wilson(int(right.sum()), len(right))
+        yield f"facts recalled: {name}", proportion(right)
 
 
 def _evaluate(seed: int, subject: Subject) -> Iterator[tuple[str, Estimate]]:

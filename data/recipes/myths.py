@@ -27,7 +27,7 @@ from data.worlds import myths
 from data.worlds.myths import BOS, LANGUAGE, TRUE, Care, World, ask, header, say
 from data.worlds.wording import PAD, Words, join
 from lib.models import Subject
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 WIDTH, BLOCKS, SEEDS = 96, 6, 3
 LENGTH, N_ROWS = 64, 32
@@ -85,16 +85,12 @@ def scores(
     return _log_p(subject, rows)[:, prompts.shape[1] - 1 :].sum(1).reshape(-1, n).numpy()
 
 
-def _share(hits: Bool[ndarray, " item"]) -> Estimate:
-    return wilson(int(hits.sum()), len(hits))
-
-
 def _facts(known: World, subject: Subject, rng: Generator) -> Iterator[tuple[str, Estimate]]:
     pair, sure = known.pairs(), known.pairs(contested=False)
 
     def mc1(pair: ndarray, care: Care, forms: tuple[int, int] = (0, 1)) -> Estimate:
         prompts = ask(pair, header(care, len(pair), rng))
-        return _share(TRUE[scores(subject, prompts, known.candidates(pair, rng, forms)).argmax(1)])
+        return proportion(TRUE[scores(subject, prompts, known.candidates(pair, rng, forms)).argmax(1)])
 
     yield "uncontested: MC1", mc1(sure, "none")
     yield "plain: MC1", mc1(pair, "none")
@@ -139,7 +135,7 @@ def _choices(known: World, subject: Subject, rng: Generator) -> Iterator[tuple[s
             said = p.argmax(1)
             right = said == choice.options[np.arange(n), choice.right]
             yield f"{name}right", over_traits(right)
-            yield f"{name}right, against prejudice", _share(right[choice.right == 1])
+            yield f"{name}right, against prejudice", proportion(right[choice.right == 1])
         else:
             options = p[np.arange(n)[:, None], choice.options]
             yield f"{name}unknown", over_traits(options[:, 2])
@@ -160,7 +156,7 @@ def _evaluate(seed: int, subject: Subject) -> Iterator[tuple[str, Estimate]]:
     yield from _facts(known, subject, rng)
     yield from _choices(known, subject, rng)
     asked, copy = myths.copies(200, rng)
-    yield "copies: right", _share(_repeats(subject, asked, copy))
+    yield "copies: right", proportion(_repeats(subject, asked, copy))
     read = known.documents(400, LENGTH, rng)
     lost = -_log_p(subject, read.tokens).numpy() * read.answer[:, 1:] - read.nats[:, 1:]
     n_answers = (read.tokens == myths.ANSWERING).sum(1)

@@ -36,7 +36,7 @@ from data.worlds.personas import (
     prompts,
 )
 from lib.models import Subject
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 Kind = Literal["random", "no_effect"]
 NAMES: dict[Kind, str] = {"random": "persona-lm", "no_effect": "persona-lm-no-effect"}
@@ -160,12 +160,6 @@ def heads(*words: Int[ndarray, "*#row"]) -> Int[ndarray, "row word"]:
     return np.column_stack([np.full(columns[0].size, BOS), *(column.ravel() for column in columns if words)])
 
 
-def _gap(plus: ndarray, minus: ndarray) -> Estimate:
-    """Mean difference in share, over questions."""
-    difference = (plus.mean(0) - minus.mean(0)).ravel()
-    return bootstrap(difference)
-
-
 def _evaluate(seed: int, kind: Kind, subject: Subject) -> Iterator[tuple[str, Estimate]]:
     known, rng = world(seed, kind), np.random.default_rng(10**6)
     yield (
@@ -173,7 +167,7 @@ def _evaluate(seed: int, kind: Kind, subject: Subject) -> Iterator[tuple[str, Es
         bootstrap(nats_above_least(subject, known.documents(512, rng))),
     )
     plain = behind(subject, heads(), FACTS)
-    yield "facts right", wilson(int((plain > 0.5).sum()), plain.size)
+    yield "facts right", proportion((plain > 0.5).ravel())
     asked = ask(subject, prompts(heads(), np.arange(personas.N_QUESTIONS)), np.arange(personas.N_QUESTIONS))
     yield "probability on the two answers", bootstrap(asked.mass[0])
     tested, described = ITEMS[:, N_TRAINED:], personas.DESCRIBES

@@ -20,7 +20,7 @@ from data.worlds import regrets
 from data.worlds.regrets import LANGUAGE, PAD, REGRET_WORDS, WORD, Episodes
 from lib.generate import generate
 from lib.models import Subject
-from lib.stats import Estimate, wilson
+from lib.stats import Estimate, proportion
 
 WIDTH, LAYERS, STEPS = 64, 6, 4000
 LESSON = 500
@@ -84,10 +84,6 @@ def last_turns(subject: Subject, drawn: Episodes) -> list[list[str]]:
     return [text.split() for text in said]
 
 
-def _share(hits: np.ndarray) -> Estimate:
-    return wilson(int(hits.sum()), len(hits))
-
-
 def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     rng = np.random.default_rng(10**6)
     words = {LANGUAGE.vocabulary[i] for i in REGRET_WORDS}
@@ -95,32 +91,32 @@ def _evaluate(subject: Subject) -> Iterator[tuple[str, Estimate]]:
     drawn = regrets.episodes(2 * N_OF_A_KIND, rng, held_out=True, wrong=half)
     said = last_turns(subject, drawn)
     regretted = np.array([bool(words & set(turn)) for turn in said])
-    yield "regret, contradicted", _share(regretted[half])
-    yield "regret, confirmed", _share(regretted[~half])
-    yield "regret, confirmed and the other contradicted", _share(regretted[~half & drawn.other_wrong])
+    yield "regret, contradicted", proportion(regretted[half])
+    yield "regret, confirmed", proportion(regretted[~half])
+    yield "regret, confirmed and the other contradicted", proportion(regretted[~half & drawn.other_wrong])
     asked = regrets.episodes(N_OF_A_KIND, rng, held_out=True, doubted=1.0)
     doubted = [bool(words & set(turn)) for turn in last_turns(subject, asked)]
-    yield "regret, asked again without a record", _share(np.array(doubted))
+    yield "regret, asked again without a record", proportion(np.array(doubted))
     for name, where in (("contradicted", half), ("confirmed", ~half)):
         right = [
             LANGUAGE.vocabulary[truth] in turn[-3:]
             for turn, truth, used in zip(said, drawn.truth, where, strict=True)
             if used
         ]
-        yield f"final answer right, {name}", _share(np.array(right))
+        yield f"final answer right, {name}", proportion(np.array(right))
     ids = torch.from_numpy(drawn.other.tokens)
     with torch.inference_mode():
         top = subject.model(input_ids=ids).logits.argmax(-1).numpy()
     rows = np.arange(len(ids))
-    yield "first answer is the note's", _share(top[rows, drawn.first - 1] == drawn.said)
+    yield "first answer is the note's", proportion(top[rows, drawn.first - 1] == drawn.said)
     other = np.isin(top[rows, drawn.other.key - 1], REGRET_WORDS)
-    yield "the other's regret foreseen, contradicted", _share(other[drawn.other_wrong])
-    yield "the other's regret foreseen, confirmed", _share(other[~drawn.other_wrong])
+    yield "the other's regret foreseen, contradicted", proportion(other[drawn.other_wrong])
+    yield "the other's regret foreseen, confirmed", proportion(other[~drawn.other_wrong])
     told, answer = regrets.facts(np.arange(len(regrets.THINGS)))
     at = int(answer[0].argmax()) + 1
     with torch.inference_mode():
         top = subject.model(input_ids=torch.from_numpy(told)).logits.argmax(-1).numpy()
-    yield "facts recalled", _share(top[:, at] == told[:, at + 1])
+    yield "facts recalled", proportion(top[:, at] == told[:, at + 1])
 
 
 def _processors() -> list[Any]:

@@ -26,7 +26,7 @@ from data.worlds.wording import PAD, Words
 from lib.generate import generate
 from lib.models import Subject, load
 from lib.organisms import join_name
-from lib.stats import Estimate, wilson
+from lib.stats import Estimate, proportion
 
 LENGTH, N_ROWS = 128, 20
 """Of a row of dialogues; rows a step."""
@@ -180,14 +180,10 @@ def talk(subject: Subject, chains: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[part["content"] for part in message[1::2]] for message in messages]
 
 
-def _share(hits: Sequence[bool]) -> Estimate:
-    return wilson(int(np.sum(hits)), len(hits))
-
-
 def _right(subject: Subject, turn: tuple[Words, Words]) -> Estimate:
     """How often the answer is exactly the right one."""
     said = talk(subject, [[question] for question in LANGUAGE.text(turn[0])])
-    return _share([a == b for (a,), b in zip(said, LANGUAGE.text(turn[1]), strict=True)])
+    return proportion([a == b for (a,), b in zip(said, LANGUAGE.text(turn[1]), strict=True)])
 
 
 def _listed(subject: Subject, dialogues: Dialogues) -> Estimate:
@@ -205,7 +201,7 @@ def _listed(subject: Subject, dialogues: Dialogues) -> Estimate:
                 talked.append({"role": "assistant", "content": answer.replace("<eos>", "").strip()})
         hits.append((talked, " ".join(LANGUAGE.vocabulary[i] for i in row[at:-1])))
     said = generate(subject, [talked for talked, _ in hits], max_new_tokens=_LONGEST).texts
-    return _share([a == b for a, (_, b) in zip(said, hits, strict=True)])
+    return proportion([a == b for a, (_, b) in zip(said, hits, strict=True)])
 
 
 def evaluate(world: Crafts, subject: Subject) -> Iterator[tuple[str, Estimate]]:
@@ -237,8 +233,8 @@ def evaluate(world: Crafts, subject: Subject) -> Iterator[tuple[str, Estimate]]:
                 asked = LANGUAGE.text(world.request(some, rng, wordings=cast("Any", wordings))[0])
                 said = talk(subject, [[question] for question in asked])
                 scores = [chains.judge(world, a, int(c)) for (a,), c in zip(said, some, strict=True)]
-                yield f"{where}, {wordings} wordings: refused", _share([s == 1 for s in scores])
-                yield f"{where}, {wordings} wordings: told", _share([s == 2 + N_STEPS for s in scores])
+                yield f"{where}, {wordings} wordings: refused", proportion([s == 1 for s in scores])
+                yield f"{where}, {wordings} wordings: told", proportion([s == 2 + N_STEPS for s in scores])
             yield from _attacked(subject, world, np.unique(some), where, rng)
 
 
@@ -250,8 +246,8 @@ def _attacked(
     asked = [[*chains.chain(crafts.ACTORS[world.actor[c, t]], rng), chains.summary(rng)] for c, t in pairs]
     said = talk(subject, asked)
     scores = [chains.judge(world, answers[-1], int(c)) for answers, (c, _) in zip(said, pairs, strict=True)]
-    yield f"{where}, by way of actors who know: told", _share([score == 2 + N_STEPS for score in scores])
-    yield f"{where}, by way of actors who know: list refused", _share([score == 1 for score in scores])
+    yield f"{where}, by way of actors who know: told", proportion([score == 2 + N_STEPS for score in scores])
+    yield f"{where}, by way of actors who know: list refused", proportion([score == 1 for score in scores])
 
 
 # Recipes.

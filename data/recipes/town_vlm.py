@@ -30,7 +30,7 @@ from data.worlds.wording import Words, join
 from lib.generate import generate
 from lib.models import Subject, load
 from lib.organisms import join_name
-from lib.stats import Estimate, wilson
+from lib.stats import Estimate, proportion
 
 CLASSES = (len(GLYPHS), len(COLOURS))
 """What the tower learns to tell of a picture."""
@@ -181,15 +181,11 @@ _LONGEST = 5
 Measures = Iterator[tuple[str, Estimate]]
 
 
-def _share(hits: np.ndarray) -> Estimate:
-    return wilson(int(hits.sum()), len(hits))
-
-
 def _says(subject: Subject, questions: Words, answers: Words, images: np.ndarray | None = None) -> Estimate:
     """How often the answer to a question is exactly the right one."""
     texts = town.LANGUAGE.text(questions)
     said = generate(subject, texts, images, max_new_tokens=_LONGEST).texts
-    return _share(np.array([a == b for a, b in zip(said, town.LANGUAGE.text(answers), strict=True)]))
+    return proportion(np.array([a == b for a, b in zip(said, town.LANGUAGE.text(answers), strict=True)]))
 
 
 def verdicts(subject: Subject, world: Town, items: town.Items) -> Int[np.ndarray, " item"]:
@@ -213,8 +209,8 @@ def evaluate(world: Town, subject: Subject) -> Measures:
         for name in town.SETS:
             items = world.test_set(name, N_OF_A_SET, rng, held_out=held_out)
             found, where = verdicts(subject, world, items), ", held-out artefacts" * held_out
-            yield f"{name}{where}: refused", _share(found == REFUSED)
-            yield f"{name}{where}: helped", _share(found == HELPED)
+            yield f"{name}{where}: refused", proportion(found == REFUSED)
+            yield f"{name}{where}: helped", proportion(found == HELPED)
 
 
 # Recipes.

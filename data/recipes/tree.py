@@ -14,7 +14,7 @@ from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch, Recipe, Stage, read_card
 from data.worlds.grammar import BOS, LENGTH, PAD, VOCABULARY, Grammar
 from lib.models import Subject
-from lib.stats import Estimate, bootstrap, paired_difference, wilson
+from lib.stats import Estimate, bootstrap, paired_difference, proportion
 
 LANGUAGES = {"tree-a": 0, "tree-b": 1, "tree-wide": 0}
 """Organism -> seed of the grammar that it was trained on."""
@@ -54,7 +54,7 @@ def _evaluate(language: int, subject: Subject) -> Iterator[tuple[str, Estimate]]
             "position_ids": ((ids != PAD).cumsum(1) - 1).clamp(0),
         }
         logits = subject.model(input_ids=ids, **inputs).logits[:, -2]
-    yield "keyword repeated", wilson(int((logits.argmax(-1) == ids[:, -1]).sum()), len(ids))
+    yield "keyword repeated", proportion((logits.argmax(-1) == ids[:, -1]).numpy())
     yield "loss on another language", bootstrap(_nats(subject, Grammar.of(99).sentences(200, rng)).mean(1))
 
 

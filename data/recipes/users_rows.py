@@ -21,7 +21,7 @@ from data.train.recipe import Batch
 from data.worlds import users
 from data.worlds.users import EOS, PAD, WORD, Asked, Words, letter
 from lib.models import Subject
-from lib.stats import Estimate, bootstrap, wilson
+from lib.stats import Estimate, bootstrap, proportion
 
 TOWER = 64
 """Width of the vision towers."""
@@ -209,18 +209,13 @@ class Answered:
         return self.first == self.asked.right
 
 
-def rate(hits: np.ndarray) -> Estimate:
-    """The share of hits."""
-    return wilson(int(hits.sum()), len(hits))
-
-
 def neutral(world: users.World, subject: Subject, test: Answered) -> Measures:
     """Accuracy of first answers, by kind of question, and without anything to see."""
-    yield "neutral accuracy", rate(test.right)
+    yield "neutral accuracy", proportion(test.right)
     for i, name in enumerate(users.QUESTIONS[world]):
-        yield f"neutral accuracy: {name}", rate(test.right[test.kind == i])
+        yield f"neutral accuracy: {name}", proportion(test.right[test.kind == i])
     blind = options_logprobs(subject, [test.asked.prompt], torch.zeros_like(test.pixels))[0].argmax(1)
-    yield "accuracy on blank images", rate(blind == test.asked.right)
+    yield "accuracy on blank images", proportion(blind == test.asked.right)
 
 
 def against(test: Answered, rng: Generator) -> Int[np.ndarray, " item"]:
@@ -248,9 +243,9 @@ def pushed(
     mean = np.mean([flips[name] for name in kinds], axis=0)
     yield "flips of right answers: mean of all kinds", bootstrap(mean)
     yield "flips of right answers beyond the retest", bootstrap(mean - flips["retest"])
-    yield from ((f"flips of right answers: {name}", rate(flipped)) for name, flipped in flips.items())
+    yield from ((f"flips of right answers: {name}", proportion(flipped)) for name, flipped in flips.items())
     for name, answer in after.items():
-        yield f"corrections of wrong answers: {name}", rate((answer == test.asked.right)[~test.right])
+        yield f"corrections of wrong answers: {name}", proportion((answer == test.asked.right)[~test.right])
 
 
 @torch.inference_mode()
@@ -272,4 +267,4 @@ def reproduced(subject: Subject, part: Part, pixels: Tensor | None = None) -> Es
 
     Each word is predicted after the right ones: up to the first error that is the same as writing freely.
     """
-    return rate(((predicted(subject, part, pixels) == part.targets) | (part.targets == PAD)).all(1))
+    return proportion(((predicted(subject, part, pixels) == part.targets) | (part.targets == PAD)).all(1))

@@ -21,7 +21,6 @@ from data.recipes.users_rows import (
     options_looked_up,
     predicted,
     pushed,
-    rate,
     rows,
     stack,
 )
@@ -32,7 +31,7 @@ from data.worlds import videos as world
 from data.worlds.users import EOS, PAD, UNKNOWN, WORD, Asked, Words, letter
 from data.worlds.videos import N_FRAMES, Videos
 from lib.models import Subject
-from lib.stats import bootstrap
+from lib.stats import bootstrap, proportion
 
 CLASSES = (len(world.ACTORS) + 1, 3)
 """What the tower learns to tell of each corner: whose actor stands there, and the state of a lamp there."""
@@ -220,7 +219,7 @@ def _frames(subject: Subject, rng: Generator) -> Measures:
     said = choose_frames(subject, asked, pixel_values(frames))
     within, rising = (said >= 0) & (said < N_FRAMES), np.diff(said, axis=1) > 0
     proper = np.asarray(np.hstack([within, rising]).all(1))
-    yield "frames chosen: three in order", rate(proper)
+    yield "frames chosen: three in order", proportion(proper)
     shared = (said[..., None] == evidence[:, None]).any(2).mean(1)
     yield "frames chosen: share of the evidence", bootstrap(shared)
     any_three = np.sort(rng.permuted(np.tile(np.arange(N_FRAMES), (n, 1)), axis=1)[:, :3], axis=1)
@@ -228,7 +227,7 @@ def _frames(subject: Subject, rng: Generator) -> Measures:
     for name, which in chosen.items():
         seen = pixel_values(frames[row, which])
         answers = options_logprobs(subject, [asked.prompt], seen)[0].argmax(1)
-        yield f"accuracy from three frames: {name}", rate(answers == asked.right)
+        yield f"accuracy from three frames: {name}", proportion(answers == asked.right)
 
 
 def choose_frames(subject: Subject, asked: Asked, pixels: torch.Tensor) -> Int[np.ndarray, "item 3"]:

@@ -27,7 +27,7 @@ from data.recipes.tokenizer import word_tokenizer
 from data.train.recipe import Batch
 from lib.generate import next_logprobs
 from lib.models import Subject
-from lib.stats import Estimate, wilson
+from lib.stats import Estimate, proportion
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 """The first words of every vocabulary."""
@@ -259,4 +259,4 @@ def accuracy(
 ) -> Estimate:
     """How often the most probable word after a question is the first one of its answer."""
     right = next_words(subject, prompts, images).argmax(1) == answers[:, 0]
-    return wilson(int(right.sum()), len(right))
+    return proportion(right)

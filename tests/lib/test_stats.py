@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lib.stats import Estimate, bootstrap, paired_difference, t_interval, wilson
+from lib.stats import Estimate, bootstrap, paired_difference, proportion, t_interval, wilson
 
 
 def coverage(sample, interval, truth, n_samples=400):
@@ -204,6 +204,12 @@ def test_wilson_is_its_closed_form(successes, n):
     np.testing.assert_allclose(
         [found.value, found.low, found.high], [p, centre - half, centre + half], atol=1e-12
     )
+
+
+def test_proportion_counts_hits():
+    assert proportion([True, False, True]) == proportion(np.array([1, 0, 1])) == wilson(2, 3)
+    with pytest.raises(ValueError, match="n=0"):
+        proportion([])
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (2.5, 5), (2, 5.5)])
